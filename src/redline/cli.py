@@ -1,0 +1,45 @@
+"""The command line: one parser a room, each in that room's `command.py`; errors become one line and an exit code."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+
+from redline.errors import RedlineError
+
+# command → its room's module with `configure(parser)` and `run(args) -> exit code`. Read from left to right: the road.
+_COMMANDS = {
+    "optimize": ("redline.optimize.command", "trained model → judged, load-proven artifact"),
+    "inspect": ("redline.inspect", "what an artifact is, where it came from, whether it is whole"),
+    "serve": ("redline.runtimes.command", "serve an artifact (KServe; embedded engine or Triton)"),
+    "bench": ("redline.bench.command", "open-loop load test with a pass/fail verdict on the SLA"),
+}
+_EPILOG = "exit codes: 0 done and held · 1 a gate or the SLA broke · 2 bad usage or input · 3 this machine can't · 4 invalid measurement"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="redline", description=__doc__.splitlines()[0] and "Trained PyTorch model in, load-proven artifact out.", epilog=_EPILOG)
+    parser.add_argument("--version", action="version", version=f"redline {version('redline')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, line) in _COMMANDS.items():
+        room = import_module(module)
+        sub = commands.add_parser(name, help=line, description=line, epilog=_EPILOG)
+        room.configure(sub)
+        sub.set_defaults(run=room.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except RedlineError as e:
+        print(f"redline {args.command}: {e}", file=sys.stderr)
+        return e.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def optimize_main() -> int:
+    return main(["optimize", *sys.argv[1:]])
