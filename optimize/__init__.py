@@ -1,0 +1,1 @@
+"""trained model → judged, load-proven artifact."""

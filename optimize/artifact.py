@@ -1,0 +1,108 @@
+"""Write a candidate with its evidence as an artifact: a new folder, whole or not at all."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from redline import machine
+from redline.artifact import Manifest, save_golden, seal
+from redline.errors import JobError
+from redline.optimize.build import Source
+from redline.optimize.judge import INVARIANCE, PARITY, scale
+from redline.optimize.search import Entry
+from redline.runtimes.engines import Engine
+from redline.tensors import Arrays, Tensor, check_request
+from redline.verdict import Verdict
+
+_GOLDEN_REQUESTS = 16  # of the SLA's size; and one each of 1, 3 and 7 rows
+
+
+def golden_cases(source: Source, candidate: Engine, baseline: Engine) -> list[tuple[Arrays, Arrays, Arrays]]:
+    """Real requests with the candidate's and the source model's answers."""
+    job = source.job
+    requests = job.real_requests(_GOLDEN_REQUESTS, job.sla.rows)
+    requests += [next(iter(job.real_requests(1, rows))) for rows in (1, 3, 7)]
+    for request in requests:
+        check_request(job.inputs, request, max_rows(source))
+    return [(request, candidate.infer(request), baseline.infer(request)) for request in requests]
+
+
+def max_rows(source: Source) -> int:
+    return max(1024, 4 * source.job.sla.rows)
+
+
+def write(
+    folder: Path,
+    source: Source,
+    entry: Entry,
+    baseline: Entry,
+    *,
+    proof: Verdict | None = None,
+    proof_why: str = "not asked",
+    metric: dict[str, Any] | None = None,
+    command: str = "",
+) -> Manifest:
+    """Fill folder (evidence and report, if any, already lie in it) and seal it with its manifest."""
+    assert entry.candidate is not None and entry.engine is not None and baseline.engine is not None
+    job = source.job
+    cases = golden_cases(source, entry.engine, baseline.engine)
+    reference = {f"{i}/{name}": a for i, case in enumerate(cases) for name, a in case[2].items()}
+    model = folder / "model" / entry.candidate.model.name
+    model.parent.mkdir()
+    shutil.copyfile(entry.candidate.model, model)
+    save_golden(folder / "golden.npz", cases)
+    precision, size = entry.recipe.precision, scale(reference)
+    invariance = entry.findings.get("invariance")
+    manifest = Manifest(
+        name=job.name,
+        engine=entry.recipe.engine,
+        engine_options=dict(entry.recipe.options),
+        model=model.relative_to(folder).as_posix(),
+        inputs=job.inputs,
+        outputs=_outputs(job.outputs, cases[0][1]),
+        recipe=entry.recipe.to_json(),
+        batchable=entry.batchable,
+        batchable_why=invariance.verdict.why if invariance else "",
+        replay_tolerance=INVARIANCE[precision] * size,
+        source_tolerance=PARITY[precision] * size,
+        max_rows=max_rows(source),
+        sla={"p99_ms": job.sla.p99_ms, "rate_rps": job.sla.rate, "rows": job.sla.rows},
+        serving=_serving(source, entry),
+        proof="unproven" if proof is None else "held" if proof.ok else "broken",
+        proof_why=proof_why if proof is None else proof.why,
+        metric={"name": job.metric, "max_drop": job.gate.max_drop, **(metric or {})},
+        source_sha256=source.sha256,
+        git_revision=_git_revision(source.job_file.parent),
+        command=command,
+        preprocess=job.preprocess,
+        postprocess=job.postprocess,
+        isa=machine.isa(),
+        versions=machine.versions(),
+    )
+    seal(folder, manifest)
+    return manifest
+
+
+def _outputs(names: tuple[str, ...], answer: Arrays) -> tuple[Tensor, ...]:
+    if missing := [n for n in names if n not in answer]:
+        raise JobError(f"the model gives {sorted(answer)}, the job wants outputs {missing}")
+    return tuple(Tensor(name=n, dtype=str(answer[n].dtype), shape=("rows", *answer[n].shape[1:])) for n in names)
+
+
+def _serving(source: Source, entry: Entry) -> dict[str, Any]:
+    """No more requests in flight than can be answered within the SLA; batches no larger than pays."""
+    sla = source.job.sla
+    ms = entry.median_ms(sla.rows) if entry.times else sla.p99_ms / 32
+    return {"max_inflight": max(8, int(sla.p99_ms / ms) + 1), "max_batch_rows": sla.rows if entry.batchable else None}
+
+
+def _git_revision(folder: Path) -> str:
+    run = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return run.stdout.strip() if run.returncode == 0 else ""
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n")

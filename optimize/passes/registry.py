@@ -1,0 +1,31 @@
+"""How a pass is applied: the type of its config selects the function (functools.singledispatch)."""
+
+from functools import singledispatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from redline.verdict import Verdict
+
+if TYPE_CHECKING:
+    from dataclasses import Field
+
+    from redline.optimize.build import Source
+
+
+class Pass(Protocol):
+    """A frozen, keyword-only dataclass of JSON values."""
+
+    __dataclass_fields__: "ClassVar[dict[str, Field[Any]]]"
+
+
+@singledispatch
+def apply(config: Pass, before: Path | None, source: "Source", out: Path) -> Verdict:
+    """Write to `out` what the pass makes of the ONNX graph at `before` (None: of the source model itself).
+
+    Returns what the pass did, or why it left the graph as it was.
+
+    Raises:
+        GraphError: the graph can't be taken; the message names the node.
+        JobError: the model can't be taken.
+    """
+    raise TypeError(f"{type(config).__name__} is not a pass")
