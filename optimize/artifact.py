@@ -11,10 +11,10 @@ from redline.artifact import Manifest, save_golden, seal
 from redline.errors import JobError
 from redline.optimize.build import Source
 from redline.optimize.judge import INVARIANCE, PARITY, scale
+from redline.optimize.prove import Proof
 from redline.optimize.search import Entry
 from redline.runtimes.engines import Engine
 from redline.tensors import Arrays, Tensor, check_request
-from redline.verdict import Verdict
 
 _GOLDEN_REQUESTS = 16  # of the SLA's size; and one each of 1, 3 and 7 rows
 
@@ -39,7 +39,7 @@ def write(
     entry: Entry,
     baseline: Entry,
     *,
-    proof: Verdict | None = None,
+    proof: Proof | None = None,
     proof_why: str = "not asked",
     metric: dict[str, Any] | None = None,
     command: str = "",
@@ -70,8 +70,8 @@ def write(
         max_rows=max_rows(source),
         sla={"p99_ms": job.sla.p99_ms, "rate_rps": job.sla.rate, "rows": job.sla.rows},
         serving=_serving(source, entry),
-        proof="unproven" if proof is None else "held" if proof.ok else "broken",
-        proof_why=proof_why if proof is None else proof.why,
+        proof=proof.status if proof and proof.status != "invalid" else "unproven",
+        proof_why=proof.why if proof else proof_why,
         metric={"name": job.metric, "max_drop": job.gate.max_drop, **(metric or {})},
         source_sha256=source.sha256,
         git_revision=_git_revision(source.job_file.parent),
@@ -95,7 +95,7 @@ def _serving(source: Source, entry: Entry) -> dict[str, Any]:
     """No more requests in flight than can be answered within the SLA; batches no larger than pays."""
     sla = source.job.sla
     ms = entry.median_ms(sla.rows) if entry.times else sla.p99_ms / 32
-    return {"max_inflight": max(8, int(sla.p99_ms / ms) + 1), "max_batch_rows": sla.rows if entry.batchable else None}
+    return {"max_inflight": max(8, int(sla.p99_ms / ms) + 1), "max_batch_rows": sla.rows}
 
 
 def _git_revision(folder: Path) -> str:

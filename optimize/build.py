@@ -135,7 +135,12 @@ class Candidate:
 def build(recipe: Recipe, source: Source, cache: Cache) -> Candidate:
     """Apply a recipe's passes from left to right, each cached under all that it depends on."""
     before: Path | None = None
-    key: dict[str, Any] = {"source": source.sha256, "inputs": source.inputs_sha256, "versions": machine.versions()}
+    key: dict[str, Any] = {
+        "source": source.sha256,
+        "inputs": source.inputs_sha256,
+        "versions": machine.versions(),
+        "code": machine.code_sha256("optimize/passes"),
+    }
     notes = []
     for step in recipe.passes:
         key = {"pass": type(step).__name__, **asdict(step), "before": _digest(key)}

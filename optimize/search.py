@@ -191,6 +191,7 @@ def _time(entries: list[Entry], board: Board, cache: Cache) -> None:
         "latency": [e.candidate.fingerprint for e in entries if e.candidate],
         "requests": [arrays_sha256(request) for pool in requests.values() for request in pool],
         "conditions": machine.conditions(),
+        "code": machine.code_sha256("optimize/latency.py", "runtimes/engines"),
     }
     running = {e.recipe.name: e.engine for e in entries if e.engine}
 

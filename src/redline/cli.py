@@ -15,23 +15,30 @@ _COMMANDS = {
     "serve": ("redline.runtimes.command", "serve an artifact (KServe; embedded engine or Triton)"),
     "bench": ("redline.bench.command", "open-loop load test with a pass/fail verdict on the SLA"),
 }
-_EPILOG = "exit codes: 0 done and held · 1 a gate or the SLA broke · 2 bad usage or input · 3 this machine can't · 4 invalid measurement"
+_EPILOG = (
+    "exit codes: 0 done and held; 1 a gate or the SLA broke; 2 bad usage or input; 3 this machine can't (what is "
+    "missing, how to get it); 4 the measurement is invalid"
+)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="redline", description=__doc__.splitlines()[0] and "Trained PyTorch model in, load-proven artifact out.", epilog=_EPILOG)
+def _parser(command: str | None) -> argparse.ArgumentParser:
+    """The whole command line, but only the asked command's room is imported."""
+    about = "Trained PyTorch model in, load-proven artifact out."
+    parser = argparse.ArgumentParser(prog="redline", description=about, epilog=_EPILOG)
     parser.add_argument("--version", action="version", version=f"redline {version('redline')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, line) in _COMMANDS.items():
-        room = import_module(module)
         sub = commands.add_parser(name, help=line, description=line, epilog=_EPILOG)
-        room.configure(sub)
-        sub.set_defaults(run=room.run)
+        if name == command:
+            room = import_module(module)
+            room.configure(sub)
+            sub.set_defaults(run=room.run)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = _parser(argv[0] if argv else None).parse_args(argv)
     try:
         return int(args.run(args))
     except RedlineError as e:

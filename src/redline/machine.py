@@ -1,5 +1,6 @@
 """What this machine is: the conditions that stand beside every figure."""
 
+import hashlib
 import os
 import platform
 from functools import cache
@@ -56,6 +57,15 @@ def conditions() -> dict[str, str | int | dict[str, str]]:
         "system": f"{platform.system()} {platform.release()}",
         "versions": versions(),
     }
+
+
+def code_sha256(*rooms: str) -> str:
+    """Redline's own code in these rooms: a cached result is only as good as the code that made it."""
+    root, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(p for room in rooms for p in ([root / room] if room.endswith(".py") else (root / room).rglob("*"))):
+        if path.suffix in (".py", ".j2"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def cache_folder() -> Path:

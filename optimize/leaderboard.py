@@ -1,0 +1,46 @@
+"""The leaderboard in the terminal."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from redline.optimize.search import Board, Entry
+
+
+def render(board: Board, winner: Entry | None) -> RenderableType:
+    """One line a candidate, the fastest survivor first, the rejected last; reasons below."""
+    job, at = board.source.job, board.rows[-1]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("recipe", no_wrap=True)
+    for heading in (job.metric, "drop", *(f"x at {rows}" for rows in board.rows), f"ms at {at}", "rows/s/core", "MiB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict")
+    ranked = board.ranking()
+    rejected = [e for e in board.entries if e not in ranked]
+    for entry in (*ranked, board.baseline, *rejected):
+        table.add_row(*_line(entry, board, winner), style="bold green" if entry is winner else "")
+    reasons = [f"{e.recipe.name}: {e.reason}" for e in board.entries if e.reason]
+    return Group(table, *(Text(f"  {reason}", style="yellow") for reason in reasons))
+
+
+def _line(entry: Entry, board: Board, winner: Entry | None) -> list[str]:
+    at = board.rows[-1]
+    accuracy = entry.findings.get("accuracy")
+    figures = [f"{accuracy.figures['value']:.4f}", f"{accuracy.figures['drop']:+.4f}"] if accuracy else ["", ""]
+    if entry.times:
+        ratios = [f"{board.speedup(entry)[str(rows)]['ratio']:.2f}" for rows in board.rows]
+        timing = [*ratios, f"{entry.median_ms(at):.2f}", f"{at / entry.median_ms(at) * 1e3:,.0f}"]
+    else:
+        timing = [""] * (len(board.rows) + 2)
+    size = f"{entry.candidate.model.stat().st_size / 2**20:.1f}" if entry.candidate and entry.recipe.passes else ""
+    return [entry.recipe.name, *figures, *timing, size, verdict(entry, board, winner)]
+
+
+def verdict(entry: Entry, board: Board, winner: Entry | None) -> str:
+    if entry is winner:
+        return "chosen"
+    if entry is board.baseline:
+        return "unoptimized"
+    if not entry.alive:
+        return "rejected"
+    return "ok" if entry.batchable else "not batchable"

@@ -1,0 +1,103 @@
+"""From recipes to a sealed artifact: search, then prove the contenders in order until one holds."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from redline import machine
+from redline.artifact import writing
+from redline.optimize import artifact
+from redline.optimize.build import Cache, Source
+from redline.optimize.prove import Proof, prove
+from redline.optimize.recipe import Recipe
+from redline.optimize.report import render
+from redline.optimize.search import Board, Entry, Step, search, test_scores
+
+
+@dataclass
+class Outcome:
+    board: Board
+    winner: Entry | None = None
+    proof: Proof | None = None
+    metric: dict[str, dict[str, float]] = field(default_factory=dict)  # split → source, candidate
+
+    @property
+    def exit_code(self) -> int:
+        """0 held, or not asked to prove; 1 a gate or the SLA broke; 4 the load test was invalid."""
+        if self.winner is None:
+            return 1
+        return {"held": 0, "broken": 1, "invalid": 4}[self.proof.status] if self.proof else 0
+
+
+@dataclass(frozen=True)
+class Road:
+    source: Source
+    cache: Cache
+    step: Step
+    command: str  # what reproduces this
+
+    def walk(self, recipes: tuple[Recipe, ...], *, with_proof: bool) -> Outcome:
+        outcome = Outcome(search(self.source, recipes, self.cache, self.step))
+        for contender in _contenders(outcome.board):
+            proof = self._prove(outcome.board, contender) if with_proof else None
+            if outcome.winner is None or (proof and proof.status == "held"):
+                outcome.winner, outcome.proof = contender, proof
+            if proof is None or proof.status == "held":
+                break
+        if outcome.winner:
+            outcome.metric = test_scores(outcome.board, outcome.winner, self.cache)
+        return outcome
+
+    def _prove(self, board: Board, contender: Entry) -> Proof:
+        assert contender.candidate is not None
+        key = {
+            "proof": contender.candidate.fingerprint,
+            "source": [self.source.sha256, self.source.inputs_sha256, self.source.evaluation_sha256],
+            "sla": [self.source.job.sla.p99_ms, self.source.job.sla.rate, self.source.job.sla.rows],
+            "conditions": machine.conditions(),
+            "code": machine.code_sha256("bench", "optimize/prove.py", "runtimes", "model_repo_templates"),
+        }
+        with self.step(f"proof of {contender.recipe.name}") as say, TemporaryDirectory(prefix="redline-") as folder:
+            trial, baseline = Path(folder) / "winner", Path(folder) / "baseline"
+            self._write(trial, contender, board.baseline)
+            self._write(baseline, board.baseline, board.baseline)
+            hits = self.cache.hits
+            proof = Proof(self.cache.value(key, lambda: prove(trial, baseline, say).table))
+            say(f"{proof.status}: {proof.why}" + (" (cached)" if self.cache.hits > hits else ""))
+        return proof
+
+    def _write(self, folder: Path, entry: Entry, baseline: Entry) -> None:
+        folder.mkdir()
+        artifact.write(folder, self.source, entry, baseline, proof_why="not yet", command=self.command)
+
+    def write(self, folder: Path, outcome: Outcome) -> None:
+        """Fill folder with the artifact and its evidence."""
+        assert outcome.winner is not None
+        self._write_evidence(folder, outcome)
+        artifact.write(
+            folder, self.source, outcome.winner, outcome.board.baseline, command=self.command, metric=outcome.metric,
+            proof=outcome.proof,
+        )  # fmt: skip
+
+    def write_baseline(self, out: Path, board: Board) -> None:
+        with writing(out) as folder:
+            artifact.write(folder, self.source, board.baseline, board.baseline, command=self.command)
+
+    def write_rejection(self, out: Path, outcome: Outcome) -> None:
+        """No artifact, but the leaderboard that says why; a later rejection replaces it."""
+        out.mkdir(parents=True, exist_ok=True)
+        self._write_evidence(out, outcome)
+
+    def _write_evidence(self, folder: Path, outcome: Outcome) -> None:
+        board = outcome.board.to_json(outcome.winner) | {"test": outcome.metric.get("test")}
+        sla = outcome.proof.table if outcome.proof else None
+        artifact.write_json(folder / "evidence" / "leaderboard.json", board)
+        if sla:
+            artifact.write_json(folder / "evidence" / "sla.json", sla)
+        (folder / "report.html").write_text(render(board, sla))
+
+
+def _contenders(board: Board) -> list[Entry]:
+    """The best batchable survivor; then the best of the others, which wins only where no batchable one holds."""
+    ranking = board.ranking()
+    return [next(e for e in ranking if e.batchable is kind) for kind in (True, False) if any(e.batchable is kind for e in ranking)]
