@@ -103,6 +103,6 @@ def _git_revision(folder: Path) -> str:
     return run.stdout.strip() if run.returncode == 0 else ""
 
 
-def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
+def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(value, indent=2) + "\n")

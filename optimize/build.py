@@ -1,6 +1,6 @@
 """Cached steps: every step's result lies in a folder named by the fingerprint of all that went into it.
 
-A folder appears in one rename, so a killed run leaves finished steps and nothing half-written; a second run takes seconds.
+A folder appears in one rename: a killed run leaves finished steps and nothing half-written, a second run takes seconds.
 """
 
 import hashlib
@@ -64,7 +64,7 @@ class Cache:
             shutil.rmtree(scratch, ignore_errors=True)
         return folder
 
-    def value(self, key: dict[str, Any], compute: Callable[[], Any]) -> Any:  # noqa: ANN401
+    def value(self, key: dict[str, Any], compute: Callable[[], Any]) -> Any:
         """A JSON value, computed once per key."""
         folder = self.step(key, lambda out: _write_json(out / "value.json", compute()))
         return json.loads((folder / "value.json").read_text())
@@ -145,7 +145,7 @@ def build(recipe: Recipe, source: Source, cache: Cache) -> Candidate:
     for step in recipe.passes:
         key = {"pass": type(step).__name__, **asdict(step), "before": _digest(key)}
 
-        def make(out: Path, step: Any = step, before: Path | None = before) -> None:  # noqa: ANN401
+        def make(out: Path, step: Any = step, before: Path | None = before) -> None:
             said: Verdict = apply(step, before, source, out / "model.onnx")
             _write_json(out / "said.json", said.why)
 
@@ -159,4 +159,7 @@ def build(recipe: Recipe, source: Source, cache: Cache) -> Candidate:
 
 
 def _write_factory(out: Path, job: Job) -> None:
-    _write_json(out / "factory.json", {"factory": job.factory, "inputs": [t.name for t in job.inputs], "outputs": list(job.outputs)})
+    _write_json(
+        out / "factory.json",
+        {"factory": job.factory, "inputs": [t.name for t in job.inputs], "outputs": list(job.outputs)},
+    )

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", type=Path, metavar="JOB", help="Python file with `job = Job(...)`")
-    parser.add_argument("--recipes", default="auto", metavar="auto|all|NAME,...", help="which recipes to try (default: auto)")
+    parser.add_argument(
+        "--recipes", default="auto", metavar="auto|all|NAME,...", help="which recipes to try (default: auto)"
+    )
     parser.add_argument("--p99", metavar="50ms", help="the red line; default: the job's")
     parser.add_argument("--rate", type=float, metavar="R", help="requests/s of the proof; default: the job's")
     parser.add_argument("--rows", type=int, metavar="N", help="rows in a request; default: the job's")
@@ -26,7 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-prove", action="store_true", help="skip the load test; the artifact says `unproven`")
     parser.add_argument("--fresh", action="store_true", help="redo every step, cached or not")
     parser.add_argument("--out", type=Path, metavar="DIR", help="new folder (default: out/JOB-1, -2, ...)")
-    parser.add_argument("--baseline", type=Path, metavar="DIR", help="also write the unoptimized model, to serve and compare")
+    parser.add_argument(
+        "--baseline", type=Path, metavar="DIR", help="also write the unoptimized model, to serve and compare"
+    )
     parser.add_argument("--json", action="store_true", help="print the leaderboard as JSON")
 
 

@@ -19,10 +19,11 @@ def print_outcome(outcome: Outcome, out: Path, *, as_json: bool) -> None:
     console.print(leaderboard.render(board, winner))
     at = str(board.rows[-1])
     speed, test = board.speedup(winner)[at], outcome.metric["test"]
+    interval = f"95 % interval [{speed['low']:.2f}, {speed['high']:.2f}]"
     console.print()
     lines = [
         ("recipe", winner.recipe.name + ("" if winner.batchable else " (not batchable)")),
-        ("speed-up", f"{speed['ratio']:.2f} x PyTorch eager at {at} rows, 95 % interval [{speed['low']:.2f}, {speed['high']:.2f}]"),
+        ("speed-up", f"{speed['ratio']:.2f} x PyTorch eager at {at} rows, {interval}"),
         (f"test {board.source.job.metric}", f"{test['source']:.4f} before, {test['candidate']:.4f} after"),
         *_proof_lines(outcome),
         ("artifact", f"{out}  (report: {out / 'report.html'})"),

@@ -78,19 +78,25 @@ class Job:
         """`model` as "module:function", as the process that serves the baseline finds it."""
         module, name = getattr(self.model, "__module__", ""), getattr(self.model, "__qualname__", "<")
         if "<" in name:
-            raise JobError(f"job {self.name}: model must be a function at module level (not {name}), so it can be served")
+            raise JobError(
+                f"job {self.name}: model must be a function at module level (not {name}), so it can be served"
+            )
         return f"{module}:{name}"
 
     def calibration_rows(self) -> Arrays:
         """The calibration inputs, checked against the declared inputs."""
         arrays = self.calibration()
         if arrays.keys() != {t.name for t in self.inputs}:
-            raise JobError(f"calibration gave {sorted(arrays)}, the job's inputs are {sorted(t.name for t in self.inputs)}")
+            raise JobError(
+                f"calibration gave {sorted(arrays)}, the job's inputs are {sorted(t.name for t in self.inputs)}"
+            )
         for tensor in self.inputs:
             tensor.check(arrays[tensor.name])
         counts = {len(a) for a in arrays.values()}
         if len(counts) != 1 or counts == {0}:
-            raise JobError(f"calibration: inputs have {sorted(counts)} rows, wanted one count above 0 (batch axis first?)")
+            raise JobError(
+                f"calibration: inputs have {sorted(counts)} rows, wanted one count above 0 (batch axis first?)"
+            )
         return {t.name: np.ascontiguousarray(arrays[t.name]) for t in self.inputs}
 
     def real_requests(self, count: int, rows: int) -> list[Arrays]:

@@ -63,7 +63,11 @@ def parity(engine: Engine, precision: str, inputs: Arrays, reference: Arrays, ro
     """The same function as the source model, on real inputs, judged by the worst row."""
     have = answers(engine, inputs, rows)
     worst, limit = difference(have, reference), PARITY[precision] * scale(reference)
-    mean = float(np.mean([np.abs(have[n].astype(np.float64) - reference[n]).mean() for n in reference])) if np.isfinite(worst) else worst
+    mean = (
+        float(np.mean([np.abs(have[n].astype(np.float64) - reference[n]).mean() for n in reference]))
+        if np.isfinite(worst)
+        else worst
+    )
     count = len(next(iter(inputs.values())))
     why = f"worst of {count:,} rows differs by {worst:.2g} (allowed {limit:.2g})"
     return Finding(Verdict(worst <= limit, why), {"worst": worst, "mean": mean, "limit": limit})
@@ -83,7 +87,10 @@ def invariance(engine: Engine, precision: str, inputs: Arrays) -> Finding:
     if worst <= limit:
         return Finding(Verdict(True, f"a row's answer moves by at most {worst:.1e}"), found | {"worst": worst})
     label = max(found, key=lambda k: found[k]).replace("_x", " x ")
-    return Finding(Verdict(False, f"not batchable: {label} move a row's answer by {worst:.2g} (allowed {limit:.0e})"), found | {"worst": worst})
+    return Finding(
+        Verdict(False, f"not batchable: {label} move a row's answer by {worst:.2g} (allowed {limit:.0e})"),
+        found | {"worst": worst},
+    )
 
 
 def _outliers(array: NDArray[Any], targets: int, factor: int) -> NDArray[Any]:

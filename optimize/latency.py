@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from redline.runtimes.engines import Engine
 from redline.tensors import Arrays
 
-_SLICE_ROWS = 400  # a timed slice repeats small requests until about this many rows, so that the clock's step vanishes
+_SLICE_ROWS = 400  # small requests repeat within a timed slice, up to about this many rows
 Times = dict[int, NDArray[np.int64]]  # rows → [rounds], ns a request
 
 
@@ -24,7 +24,7 @@ def measure(
     rounds: int = 60,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Times]:
-    """CPU ns a request: {engine: {rows: [rounds]}}. Each round runs every engine on the same requests, order rotating."""
+    """CPU ns a request: {engine: {rows: [rounds]}}. Every round runs all on the same requests."""
     names = list(engines)
     for engine in engines.values():
         for pool in requests.values():
@@ -48,4 +48,3 @@ def measure(
     finally:
         gc.enable()
     return spent
-

@@ -10,9 +10,12 @@ from redline.optimize.search import Board, Entry
 def render(board: Board, winner: Entry | None) -> RenderableType:
     """One line a candidate, the fastest survivor first, the rejected last; reasons below."""
     job, at = board.source.job, board.rows[-1]
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold", caption_justify="left")
+    table.caption = (
+        f"xN: times PyTorch eager at N rows a request; ms and thousand rows/s per core at {at} rows, one thread"
+    )
     table.add_column("recipe", no_wrap=True)
-    for heading in (job.metric, "drop", *(f"x at {rows}" for rows in board.rows), f"ms at {at}", "rows/s/core", "MiB"):
+    for heading in (job.metric, "drop", *(f"x{rows}" for rows in board.rows), "ms", "krows/s"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict")
     ranked = board.ranking()
@@ -29,18 +32,17 @@ def _line(entry: Entry, board: Board, winner: Entry | None) -> list[str]:
     figures = [f"{accuracy.figures['value']:.4f}", f"{accuracy.figures['drop']:+.4f}"] if accuracy else ["", ""]
     if entry.times:
         ratios = [f"{board.speedup(entry)[str(rows)]['ratio']:.2f}" for rows in board.rows]
-        timing = [*ratios, f"{entry.median_ms(at):.2f}", f"{at / entry.median_ms(at) * 1e3:,.0f}"]
+        timing = [*ratios, f"{entry.median_ms(at):.2f}", f"{at / entry.median_ms(at):.0f}"]
     else:
         timing = [""] * (len(board.rows) + 2)
-    size = f"{entry.candidate.model.stat().st_size / 2**20:.1f}" if entry.candidate and entry.recipe.passes else ""
-    return [entry.recipe.name, *figures, *timing, size, verdict(entry, board, winner)]
+    return [entry.recipe.name, *figures, *timing, verdict(entry, board, winner)]
 
 
 def verdict(entry: Entry, board: Board, winner: Entry | None) -> str:
     if entry is winner:
         return "chosen"
     if entry is board.baseline:
-        return "unoptimized"
+        return "baseline"
     if not entry.alive:
         return "rejected"
     return "ok" if entry.batchable else "not batchable"

@@ -13,7 +13,7 @@ from redline import artifact, machine
 from redline.errors import MissingError
 
 if TYPE_CHECKING:
-    from redline.bench.measure import Load, Subject
+    from redline.bench.measuring import Load, Subject
 
 _PROOF_S = 20.0
 SERVERS = ("embedded", "triton")  # the ways `redline serve` can run an artifact
@@ -61,8 +61,8 @@ def prove(path: Path, baseline: Path | None, say: Say) -> Proof:
 @contextmanager
 def _running(path: Path, server: str) -> "Iterator[tuple[Subject, Load, dict[str, Any]]]":
     """The artifact behind its server, its golden requests of the SLA's size, and where the generator runs."""
-    from redline.bench.measure import Load, Subject
-    from redline.bench.served import serve_artifact, split_cores
+    from redline.bench.measuring import Load, Subject
+    from redline.bench.serving import serve_artifact, split_cores
 
     found = artifact.load(path)
     manifest = found.manifest
@@ -75,7 +75,7 @@ def _running(path: Path, server: str) -> "Iterator[tuple[Subject, Load, dict[str
 
 
 def _highest(path: Path, server: str, say: Say) -> dict[str, Any]:
-    from redline.bench.measure import highest_rate
+    from redline.bench.measuring import highest_rate
 
     say(f"highest rate of {artifact.load(path).manifest.recipe['name']} on {server}")
     try:
@@ -87,7 +87,7 @@ def _highest(path: Path, server: str, say: Say) -> dict[str, Any]:
 
 
 def _at_rate(path: Path, server: str, say: Say) -> dict[str, Any]:
-    from redline.bench.measure import measure
+    from redline.bench.measuring import measure
 
     with _running(path, server) as (subject, load, sla):
         say(f"{artifact.load(path).manifest.recipe['name']} on {server}: {sla['rate_rps']:g}/s for {_PROOF_S:g} s")

@@ -26,7 +26,13 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         passes = [{"pass": type(p).__name__, **asdict(p)} for p in self.passes]
-        return {"name": self.name, "track": self.track, "passes": passes, "engine": self.engine, "options": dict(self.options)}
+        return {
+            "name": self.name,
+            "track": self.track,
+            "passes": passes,
+            "engine": self.engine,
+            "options": dict(self.options),
+        }
 
 
 def recipe_from_json(table: Mapping[str, Any]) -> Recipe:
@@ -79,5 +85,7 @@ def choose(asked: str, own: tuple[Recipe, ...]) -> tuple[Recipe, ...]:
         return AUTO if asked == "auto" else tuple(known.values())
     names = [n.strip() for n in asked.split(",") if n.strip()]
     if not names or (unknown := [n for n in names if n not in known]):
-        raise UsageError(f"--recipes: no recipe {', '.join(unknown) if names else asked!r}; known: auto, all, {', '.join(known)}")
+        raise UsageError(
+            f"--recipes: no recipe {', '.join(unknown) if names else asked!r}; known: auto, all, {', '.join(known)}"
+        )
     return tuple(known[n] for n in names)

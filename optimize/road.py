@@ -100,4 +100,8 @@ class Road:
 def _contenders(board: Board) -> list[Entry]:
     """The best batchable survivor; then the best of the others, which wins only where no batchable one holds."""
     ranking = board.ranking()
-    return [next(e for e in ranking if e.batchable is kind) for kind in (True, False) if any(e.batchable is kind for e in ranking)]
+    return [
+        next(e for e in ranking if e.batchable is kind)
+        for kind in (True, False)
+        if any(e.batchable is kind for e in ranking)
+    ]

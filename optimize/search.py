@@ -134,7 +134,9 @@ def search(source: Source, recipes: tuple[Recipe, ...], cache: Cache, step: Step
         reference = judge.answers(baseline.engine, source.calibration, job.sla.rows)
         score = _score(baseline, source, cache, "validation")
         baseline.findings["invariance"] = judge.invariance(baseline.engine, "fp32", source.calibration)
-        baseline.findings["accuracy"] = Finding(Verdict(True, f"{job.metric} {score:.4f}"), {"value": score, "drop": 0.0})
+        baseline.findings["accuracy"] = Finding(
+            Verdict(True, f"{job.metric} {score:.4f}"), {"value": score, "drop": 0.0}
+        )
         say(f"{job.metric} {score:.4f} on validation")
     entries = [_judge(recipe, source, cache, step, reference, score) for recipe in recipes]
     board = Board(source, baseline, entries, rows_measured(job.sla.rows))
@@ -163,7 +165,9 @@ def _judge(recipe: Recipe, source: Source, cache: Cache, step: Step, reference: 
             say(f"rejected: {e}")
             return entry
         entry.findings["build"] = Finding(Verdict(True, "cached" if cached else "built"))
-        entry.findings["parity"] = judge.parity(entry.engine, recipe.precision, source.calibration, reference, job.sla.rows)
+        entry.findings["parity"] = judge.parity(
+            entry.engine, recipe.precision, source.calibration, reference, job.sla.rows
+        )
         entry.findings["invariance"] = judge.invariance(entry.engine, recipe.precision, source.calibration)
         if entry.alive:
             entry.findings["accuracy"] = judge.accuracy(source, _score(entry, source, cache, "validation"), baseline)
@@ -173,14 +177,22 @@ def _judge(recipe: Recipe, source: Source, cache: Cache, step: Step, reference: 
 
 def _score(entry: Entry, source: Source, cache: Cache, split: str) -> float:
     assert entry.engine is not None and entry.candidate is not None
-    key = {"score": entry.candidate.fingerprint, "split": split, "evaluation": source.evaluation_sha256, "isa": machine.isa()}
+    key = {
+        "score": entry.candidate.fingerprint,
+        "split": split,
+        "evaluation": source.evaluation_sha256,
+        "isa": machine.isa(),
+    }
     return float(cache.value(key, lambda: source.job.score(entry.engine.infer, split)))  # type: ignore[union-attr]
 
 
 def test_scores(board: Board, winner: Entry, cache: Cache) -> dict[str, dict[str, float]]:
     """The metric before and after; `test` is looked at once, for the winner."""
     return {
-        split: {"source": _score(board.baseline, board.source, cache, split), "candidate": _score(winner, board.source, cache, split)}
+        split: {
+            "source": _score(board.baseline, board.source, cache, split),
+            "candidate": _score(winner, board.source, cache, split),
+        }
         for split in ("validation", "test")
     }
 

@@ -91,7 +91,9 @@ def _difference(source: "Source", graph: Path, rows: int) -> float:
     for name, want in zip(source.job.outputs, wanted, strict=True):
         have = got[name]
         if have.shape != want.shape or have.shape[:1] != (rows,):
-            raise JobError(f"output {name!r}: {rows} rows in, shape {want.shape} from PyTorch, {have.shape} from ONNX: wrong batch axis")
+            raise JobError(
+                f"output {name!r}: wrong batch axis: {rows} rows in, {want.shape} from PyTorch, {have.shape} from ONNX"
+            )
         worst = max(worst, float(np.abs(have - want).max() / max(1.0, float(np.abs(want).max()))))
     if not worst <= _TOLERANCE:
         raise JobError(f"the exported graph differs from PyTorch by {worst:.2g} at {rows} rows (allowed {_TOLERANCE})")

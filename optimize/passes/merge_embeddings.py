@@ -65,7 +65,9 @@ def _merge(graph: "ir.Graph", inputs: dict[str, Tensor]) -> Verdict:
             merged += len(run)
     if merged:
         return Verdict(True, f"{merged} tables in one")
-    return Verdict(False, f"left as it was: {refusals[0] if refusals else 'fewer than two look-ups side by side in a Concat'}")
+    return Verdict(
+        False, f"left as it was: {refusals[0] if refusals else 'fewer than two look-ups side by side in a Concat'}"
+    )
 
 
 def _lookup(value: "ir.Value | None", inputs: dict[str, Tensor]) -> _Lookup | Verdict | None:
@@ -87,7 +89,9 @@ def _lookup(value: "ir.Value | None", inputs: dict[str, Tensor]) -> _Lookup | Ve
     if picker is not None:
         index = _constant(picker.inputs[1]) if picker.op_type == "Gather" else None
         if index is None or index.ndim != 0 or picker.attributes.get_int("axis", 0) != 1 or picker.inputs[0] is None:
-            return Verdict(False, f"{node.name}: its ids are computed ({picker.op_type}), not an input or a column of one")
+            return Verdict(
+                False, f"{node.name}: its ids are computed ({picker.op_type}), not an input or a column of one"
+            )
         ids, column = picker.inputs[0], int(index)
     spec = inputs.get(ids.name or "")
     if spec is None or len(spec.shape) != (1 if column is None else 2):
@@ -153,7 +157,7 @@ def _replace(graph: "ir.Graph", concat: "ir.Node", start: int, run: list[_Lookup
 
     source, columns = run[0].source, [lookup.column for lookup in run]
     if all(lookup.source is source for lookup in run) and None not in columns:
-        whole = source.shape is not None and columns == list(range(int(source.shape[1])))
+        whole = columns == list(range(_width(source)))
         ids = source if whole else node("Gather", source, constant("columns", np.array(columns)), axis=1)
     else:
         ids = node("Concat", *[column(lookup) for lookup in run], axis=1)
@@ -164,13 +168,21 @@ def _replace(graph: "ir.Graph", concat: "ir.Node", start: int, run: list[_Lookup
     graph.insert_before(concat, made)
     operands = [*concat.inputs[:start], rows, *concat.inputs[start + len(run) :]]
     axis = concat.attributes.get_int("axis", 0)
-    fused = ir.node("Concat", operands, {"axis": axis}, name=f"{name}.fused", outputs=[ir.Value(name=f"{name}.out{start}")])
+    fused = ir.node(
+        "Concat", operands, {"axis": axis}, name=f"{name}.fused", outputs=[ir.Value(name=f"{name}.out{start}")]
+    )
     graph.insert_before(concat, fused)
     old, new = concat.outputs[0], fused.outputs[0]
     new.shape, new.type = old.shape, old.type
     old.replace_all_uses_with(new)
     _sweep(graph, concat)
     return fused
+
+
+def _width(value: "ir.Value") -> int:
+    """Columns of a [rows, columns] value."""
+    width = value.shape[1] if value.shape is not None else 0
+    return width if isinstance(width, int) else 0
 
 
 def _sweep(graph: "ir.Graph", node: "ir.Node") -> None:
@@ -180,7 +192,8 @@ def _sweep(graph: "ir.Graph", node: "ir.Node") -> None:
     operands = [value for value in node.inputs if value is not None]
     graph.remove(node, safe=True)
     for value in operands:
-        if value.producer() is not None:
-            _sweep(graph, value.producer())
-        elif value.is_initializer() and not value.uses() and value.name in graph.initializers:
+        producer = value.producer()
+        if producer is not None:
+            _sweep(graph, producer)
+        elif value.name is not None and value.name in graph.initializers and not value.uses():
             del graph.initializers[value.name]

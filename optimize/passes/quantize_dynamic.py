@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redline.errors import GraphError
+from redline.optimize.passes.graph import quiet, weight_nodes
 from redline.optimize.passes.registry import apply
-from redline.optimize.passes.quantize_static import weight_nodes
 from redline.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -30,12 +30,13 @@ def _(config: QuantizeDynamic, before: Path | None, source: "Source", out: Path)
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     nodes = weight_nodes(before)
-    quantize_dynamic(
-        before,
-        out,
-        op_types_to_quantize=["MatMul", "Gemm", "Conv"],
-        weight_type=QuantType.QInt8,
-        per_channel=config.per_channel,
-        extra_options={"DefaultTensorType": 1},
-    )
+    with quiet():
+        quantize_dynamic(
+            before,
+            out,
+            op_types_to_quantize=["MatMul", "Gemm", "Conv"],
+            weight_type=QuantType.QInt8,
+            per_channel=config.per_channel,
+            extra_options={"DefaultTensorType": 1},
+        )
     return Verdict(True, f"{len(nodes)} Gemm/MatMul/Conv of weights, scales at run time")

@@ -4,13 +4,13 @@ Symmetric int8 both ways, per-channel weights, no int32 bias, and only Gemm/MatM
 products of two activations (a recommender's pairwise dots) is what loses accuracy.
 """
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redline.errors import GraphError
+from redline.optimize.passes.graph import quiet, weight_nodes
 from redline.optimize.passes.registry import apply
 from redline.tensors import Arrays
 from redline.verdict import Verdict
@@ -31,22 +31,6 @@ class QuantizeStatic:
     def __post_init__(self) -> None:
         if self.rows < 1:
             raise ValueError(f"rows must be above 0, got {self.rows}")
-
-
-def weight_nodes(graph: Path) -> list[str]:
-    """Names of the Gemm/MatMul/Conv nodes whose second input is a weight.
-
-    Raises:
-        GraphError: the graph has none.
-    """
-    import onnx
-
-    model = onnx.load(graph)
-    weights = {i.name for i in model.graph.initializer}
-    nodes = [n.name for n in model.graph.node if n.op_type in ("Gemm", "MatMul", "Conv") and n.input[1] in weights]
-    if not nodes:
-        raise GraphError(f"nothing to quantize: no Gemm, MatMul or Conv with a weight among {len(model.graph.node)} nodes")
-    return nodes
 
 
 class _Reader:
@@ -70,24 +54,24 @@ def _(config: QuantizeStatic, before: Path | None, source: "Source", out: Path) 
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     nodes = weight_nodes(before)
-    logging.getLogger().setLevel(logging.ERROR)  # the quantizer writes to the root logger
-    quantize_static(
-        before,
-        out,
-        _Reader(source.calibration, config.rows),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=CalibrationMethod.MinMax,
-        nodes_to_quantize=nodes if config.only_weights else None,
-        extra_options={
-            "ActivationSymmetric": True,
-            "WeightSymmetric": True,
-            "QuantizeBias": False,
-            "DefaultTensorType": 1,
-        },
-    )
+    with quiet():
+        quantize_static(
+            before,
+            out,
+            _Reader(source.calibration, config.rows),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            nodes_to_quantize=nodes if config.only_weights else None,
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "QuantizeBias": False,
+                "DefaultTensorType": 1,
+            },
+        )
     rows = min(config.rows, len(next(iter(source.calibration.values()))))
     what = f"{len(nodes)} Gemm/MatMul/Conv of weights" if config.only_weights else "every operator"
     return Verdict(True, f"{what}, ranges from {rows:,} rows")

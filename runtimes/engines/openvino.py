@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openvino as ov
 
 from redline import machine
@@ -25,8 +26,11 @@ class OpenVino:
         request = getattr(self._local, "request", None)
         if request is None:
             request = self._local.request = self._compiled.create_infer_request()
-        results = request.infer(inputs, share_inputs=True, share_outputs=False)
-        return {name: results[i] for i, name in enumerate(self._outputs)}
+        for name, array in inputs.items():  # a seventh quicker at one row than passing the dictionary to infer()
+            whole = np.require(array, requirements=["C", "W"])  # shared memory takes no read-only array
+            request.set_tensor(name, ov.Tensor(whole, shared_memory=True))
+        request.infer()
+        return {name: request.get_output_tensor(i).data.copy() for i, name in enumerate(self._outputs)}
 
 
 def load(path: Path, options: Mapping[str, Any]) -> OpenVino:

@@ -11,7 +11,9 @@ from redline.tensors import Tensor
 from redline.verdict import Verdict
 
 if not (Path(__file__).parent / "optimize").is_dir():
-    raise ImportError("redline: src/redline has no room links (checked out without symlinks?); git config core.symlinks true")
+    raise ImportError(
+        "redline: src/redline has no room links (checked out without symlinks?); git config core.symlinks true"
+    )
 
 _LAZY = {
     "SLA": "redline.optimize.job",
@@ -22,7 +24,7 @@ _LAZY = {
 __all__ = ["SLA", "Gate", "Job", "Recipe", "Tensor", "Verdict"]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'redline' has no attribute {name!r}")

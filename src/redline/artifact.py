@@ -1,15 +1,14 @@
 """The artifact's format: a folder written whole or not at all, and never edited.
 
-    manifest.json   what it is (see Manifest); sha256 of every other file
-    model/          what the engine loads
-    golden.npz      golden requests: "{i}/in/{name}", "{i}/out/{name}" (the candidate's), "{i}/ref/{name}" (the source's)
-    evidence/       leaderboard.json, sla.json
-    report.html
+manifest.json   what it is (see Manifest); sha256 of every other file
+model/          what the engine loads
+golden.npz      golden requests: "{i}/in/{name}", "{i}/out/{name}" (the candidate's), "{i}/ref/{name}" (the source's)
+evidence/       leaderboard.json, sla.json
+report.html
 """
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -83,7 +82,9 @@ def parse_manifest(text: str, where: str) -> Manifest:
     try:
         table = json.loads(text)
         if table.get("schema") != SCHEMA:
-            raise ArtifactError(f"{where}: schema {table.get('schema')!r}, this Redline reads {SCHEMA}; upgrade or re-make")
+            raise ArtifactError(
+                f"{where}: schema {table.get('schema')!r}, this Redline reads {SCHEMA}; upgrade or re-make"
+            )
         if unknown := table.keys() - {f.name for f in fields(Manifest)}:
             raise ArtifactError(f"{where}: unknown keys {sorted(unknown)}")
         table |= {"inputs": _tensors(table["inputs"]), "outputs": _tensors(table["outputs"])}
@@ -171,7 +172,7 @@ def writing(out: Path) -> Iterator[Path]:
     try:
         yield scratch
         scratch.chmod(0o755)
-        os.replace(scratch, out)
+        scratch.replace(out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

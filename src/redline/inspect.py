@@ -1,10 +1,9 @@
-"""`redline inspect`: what an artifact is, where it came from, whether it is whole, whether it still answers the same."""
+"""`redline inspect`: what an artifact is, where it came from, whether it is whole and still answers the same."""
 
 import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from redline import artifact
 from redline.artifact import Artifact
@@ -89,5 +88,3 @@ def _change(name: str, scores: dict[str, float]) -> str:
 
 def _brackets(shape: tuple[int | str, ...]) -> str:
     return "\\[" + ", ".join(map(str, shape)) + "]"  # escaped: rich reads brackets as markup
-
-

@@ -62,7 +62,9 @@ def conditions() -> dict[str, str | int | dict[str, str]]:
 def code_sha256(*rooms: str) -> str:
     """Redline's own code in these rooms: a cached result is only as good as the code that made it."""
     root, digest = Path(__file__).parent, hashlib.sha256()
-    for path in sorted(p for room in rooms for p in ([root / room] if room.endswith(".py") else (root / room).rglob("*"))):
+    for path in sorted(
+        p for room in rooms for p in ([root / room] if room.endswith(".py") else (root / room).rglob("*"))
+    ):
         if path.suffix in (".py", ".j2"):
             digest.update(path.read_bytes())
     return digest.hexdigest()

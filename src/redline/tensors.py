@@ -28,7 +28,9 @@ class Tensor:
         if self.dtype not in DTYPES:
             raise JobError(f"tensor {self.name!r}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
         if not self.shape or not isinstance(self.shape[0], str) or any(isinstance(d, str) for d in self.shape[1:]):
-            raise JobError(f"tensor {self.name!r}: shape {self.shape} must name its batch axis first, as in ('rows', 13)")
+            raise JobError(
+                f"tensor {self.name!r}: shape {self.shape} must name its batch axis first, as in ('rows', 13)"
+            )
         if any(not isinstance(d, int) or d < 1 for d in self.shape[1:]):
             raise JobError(f"tensor {self.name!r}: shape {self.shape} has an axis below 1")
         if self.per not in ("row", "request"):
