@@ -22,7 +22,12 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY) ## the whole road on MovieLens: train, optimize, prove, serve on Triton, bench
-	@$(BIN)/python examples/recommender/demo.py --out $(DEMO)
+	@$(BIN)/python examples/recommender/train.py
+	@rm -rf $(DEMO)
+	@$(BIN)/redline optimize examples/recommender/job.py --out $(DEMO)/artifact --baseline $(DEMO)/baseline
+	@$(BIN)/redline bench $(DEMO)/artifact --engine triton --duration 15s --report $(DEMO)/load
+	@$(BIN)/redline inspect $(DEMO)/artifact
+	@echo "reports        $(DEMO)/artifact/report.html  $(DEMO)/load/report.html"
 
 test: $(READY) ## every test that this machine can run; says what it skipped and why
 	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered -q

@@ -65,7 +65,7 @@ def write(
         recipe=entry.recipe.to_json(),
         batchable=entry.batchable,
         batchable_why=invariance.verdict.why if invariance else "",
-        replay_tolerance=INVARIANCE[precision] * size,
+        replay_tolerance=_replay_tolerance(entry) * size,
         source_tolerance=PARITY[precision] * size,
         max_rows=max_rows(source),
         sla={"p99_ms": job.sla.p99_ms, "rate_rps": job.sla.rate, "rows": job.sla.rows},
@@ -89,6 +89,12 @@ def _outputs(names: tuple[str, ...], answer: Arrays) -> tuple[Tensor, ...]:
     if missing := [n for n in names if n not in answer]:
         raise JobError(f"the model gives {sorted(answer)}, the job wants outputs {missing}")
     return tuple(Tensor(name=n, dtype=str(answer[n].dtype), shape=("rows", *answer[n].shape[1:])) for n in names)
+
+
+def _replay_tolerance(entry: Entry) -> float:
+    """Tight: what company may move an answer by where batches form, and no more than rounding where they don't."""
+    moved = entry.findings["invariance"].figures["worst"] if entry.batchable else 0.0
+    return max(INVARIANCE["fp32"], 2.0 * float(moved))
 
 
 def _serving(source: Source, entry: Entry) -> dict[str, Any]:

@@ -32,15 +32,18 @@ class Progress:
 
     @contextmanager
     def step(self, label: str) -> Iterator[Callable[[str], None]]:
-        """`with step("build") as say: say("7 tables in one")`: the last thing said stands in the step's line."""
+        """`with step("build") as say: say("7 tables in one")`: the last thing said stands in the step's line.
+
+        What ends in an ellipsis is under way, and has a line of its own at once.
+        """
         start, said = time.monotonic(), ""
 
         def say(text: str) -> None:
             nonlocal said
             said = text
-            if self._bar.disable and text.startswith("  "):
-                self._console.print(f"[dim]{escape(text)}[/]", soft_wrap=True)
-            self._bar.update(self._task, description=f"{label} {escape(text.strip())}")
+            self._bar.update(self._task, description=f"{label}: {escape(text)}")
+            if text.endswith("…"):
+                self._console.print(f"[dim]         {escape(text)}[/]", soft_wrap=True)
 
         self._bar.update(self._task, description=label)
         yield say

@@ -71,13 +71,13 @@ def _running(path: Path, server: str) -> "Iterator[tuple[Subject, Load, dict[str
     with serve_artifact(path, server, cores) as running:
         inputs, answers = [c[0] for c in cases], [c[1] for c in cases]
         subject = Subject(running.http_url, manifest.name, inputs, answers, manifest.replay_tolerance)
-        yield subject, Load(cpus=generator, spin=cores != generator, placement=placement), manifest.sla
+        yield subject, Load(cpus=generator, placement=placement), manifest.sla
 
 
 def _highest(path: Path, server: str, say: Say) -> dict[str, Any]:
     from redline.bench.measuring import highest_rate
 
-    say(f"highest rate of {artifact.load(path).manifest.recipe['name']} on {server}")
+    say(f"highest rate of {artifact.load(path).manifest.recipe['name']} on {server} …")
     try:
         with _running(path, server) as (subject, load, sla):
             found = highest_rate(subject, p99_ms=sla["p99_ms"], start_rps=sla["rate_rps"], load=load)
@@ -90,6 +90,6 @@ def _at_rate(path: Path, server: str, say: Say) -> dict[str, Any]:
     from redline.bench.measuring import measure
 
     with _running(path, server) as (subject, load, sla):
-        say(f"{artifact.load(path).manifest.recipe['name']} on {server}: {sla['rate_rps']:g}/s for {_PROOF_S:g} s")
+        say(f"{artifact.load(path).manifest.recipe['name']} on {server}: {sla['rate_rps']:g}/s for {_PROOF_S:g} s …")
         report = measure(subject, rate_rps=sla["rate_rps"], duration_s=_PROOF_S, p99_ms=sla["p99_ms"], load=load)
     return report.as_dict()

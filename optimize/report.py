@@ -1,7 +1,208 @@
-"""report.html: one self-contained page."""
+"""report.html: the leaderboard and the load test on one self-contained page."""
 
+import math
 from typing import Any
+
+from markupsafe import Markup
+
+from redline import page
+from redline.bench.report import conditions_section
+from redline.page import AMBER, BLUE, GRAY, GREEN, RED, Section, drawing, figure_svg
+from redline.verdict import Verdict
+
+_COLORS = (BLUE, AMBER, GREEN, "#8b5cf6", "#14b8a6", "#db2777", "#a16207", GRAY)
+_NINES = (0.5, 0.9, 0.95, 0.99, 0.995, 0.999)
 
 
 def render(board: dict[str, Any], sla: dict[str, Any] | None) -> str:
-    return ""
+    """board, sla: evidence/leaderboard.json and evidence/sla.json."""
+    sections = [_leaderboard(board), _accuracy_against_latency(board), _latency_by_rows(board)]
+    if sla:
+        sections += [_under_load(sla), _rates(sla)]
+    sections += [_verdicts(board), conditions_section(board["conditions"], [("clock", board["clock"])])]
+    if board["winner"] is None:
+        miss = board["nearest_miss"]
+        why = f"nearest miss {miss['name']}: {miss['why']}" if miss else "no candidate could be built"
+        return page.render(board["job"], Verdict(False, why), "rejected", _summary(board, sla), sections)
+    verdict = sla["verdict"] if sla else {"status": "unproven", "why": "no load test was asked for"}
+    said = Verdict(verdict["status"] == "held", verdict["why"])
+    return page.render(board["job"], said, verdict["status"], _summary(board, sla), sections)
+
+
+def _summary(board: dict[str, Any], sla: dict[str, Any] | None) -> list[tuple[str, object]]:
+    if board["winner"] is None:
+        return [("candidates", len(board["candidates"])), ("largest drop allowed", board["gate"]["max_drop"])]
+    rows = str(board["rows"][-1])
+    speed, test = board["speedup"][rows], board["test"]
+    figures: list[tuple[str, object]] = [
+        ("recipe", board["winner"]),
+        (f"x PyTorch eager at {rows} rows", f"{speed['ratio']:.2f} [{speed['low']:.2f}, {speed['high']:.2f}]"),
+        (f"test {board['metric']}", f"{test['source']:.4f} → {test['candidate']:.4f}"),
+    ]
+    if sla:
+        best = sla["engines"][sla["served_by"]]
+        figures += [
+            ("highest rate", f"{best['highest_rate']:.0f}/s ({sla['served_by']})"),
+            ("unoptimized holds", f"{sla['baseline']['highest_rate']:.0f}/s" if "baseline" in sla else "not measured"),
+        ]
+    return figures
+
+
+def _all(board: dict[str, Any]) -> list[dict[str, Any]]:
+    timed = sorted(
+        (c for c in board["candidates"] if c["latency_ms"]), key=lambda c: c["latency_ms"][str(board["rows"][-1])]
+    )
+    return [*timed, board["baseline"], *(c for c in board["candidates"] if not c["latency_ms"])]
+
+
+def _verdict(entry: dict[str, Any], board: dict[str, Any]) -> str:
+    if entry["name"] == board["winner"]:
+        return "chosen"
+    if entry is board["baseline"]:
+        return "baseline"
+    if not entry["alive"]:
+        return "rejected"
+    return "ok" if entry["batchable"] else "not batchable"
+
+
+def _leaderboard(board: dict[str, Any]) -> Section:
+    rows, base = [str(r) for r in board["rows"]], board["baseline"]["latency_ms"]
+    lines = []
+    for entry in _all(board):
+        score = entry["verdicts"].get("accuracy", {})
+        times = entry["latency_ms"]
+        lines.append((
+            entry["name"],
+            f"{score['value']:.4f}" if score else "",
+            f"{score['drop']:+.4f}" if score else "",
+            *(f"{base[r] / times[r]:.2f}" if times else "" for r in rows),
+            f"{times[rows[-1]]:.2f}" if times else "",
+            f"{entry['rows_per_s_per_core'][rows[-1]]:,}" if times else "",
+            f"{entry['size_bytes'] / 2**20:.1f}" if "size_bytes" in entry else "",
+            _verdict(entry, board),
+        ))  # fmt: skip
+    columns = (
+        "recipe",
+        board["metric"],
+        "drop",
+        *(f"x{r}" for r in rows),
+        f"ms at {rows[-1]}",
+        "rows/s a core",
+        "MiB",
+        "verdict",
+    )
+    caption = f"Fastest first. xN: times faster than PyTorch eager at N rows a request; {board['clock']}."
+    return Section("Leaderboard", caption, None, columns, lines)
+
+
+def _accuracy_against_latency(board: dict[str, Any]) -> Section:
+    at, name = str(board["rows"][-1]), board["metric"]
+    entries = [e for e in _all(board) if e["latency_ms"] and "accuracy" in e["verdicts"]]
+    with drawing(height=3.6) as (fig, ax):
+        for entry, color in zip(entries, _COLORS, strict=False):
+            x, y = entry["latency_ms"][at], entry["verdicts"]["accuracy"]["value"]
+            marker = "*" if entry["name"] == board["winner"] else "o" if entry["batchable"] else "x"
+            ax.plot(
+                x, y, marker, color=color, markersize=14 if marker == "*" else 8, label=entry["name"], linestyle="none"
+            )
+        base = board["baseline"]["verdicts"]["accuracy"]["value"]
+        lowest = max(base - board["gate"]["max_drop"], board["gate"]["floor"])
+        ax.axhline(lowest, color=RED, linewidth=1.5)
+        ax.annotate(f"gate {lowest:.4f}", (0, lowest), xycoords=("axes fraction", "data"), xytext=(4, 4),
+                    textcoords="offset points", color=RED)  # fmt: skip
+        ax.set(xlabel=f"ms a request of {at} rows", ylabel=f"{name} on validation", xlim=(0, None))
+        ax.margins(y=0.15)
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        svg = figure_svg(fig, "accuracy against latency")
+    text = "Up and to the left is better; below the red line the gate breaks. Star: chosen. Cross: not batchable."
+    return Section("Accuracy against latency", text, svg)
+
+
+def _latency_by_rows(board: dict[str, Any]) -> Section:
+    entries = [e for e in _all(board) if e["latency_ms"]]
+    with drawing(height=3.6) as (fig, ax):
+        for entry, color in zip(entries, _COLORS, strict=False):
+            times = [entry["latency_ms"][str(r)] for r in board["rows"]]
+            width = 2.6 if entry["name"] == board["winner"] else 1.4
+            dash = (0, (4, 3)) if entry is board["baseline"] else "solid"
+            ax.plot(
+                board["rows"],
+                times,
+                "o",
+                markersize=4,
+                linestyle=dash,
+                color=color,
+                linewidth=width,
+                label=entry["name"],
+            )
+        ax.set(xscale="log", yscale="log", xlabel="rows a request", ylabel="ms a request")
+        ax.set_xticks(board["rows"], [str(r) for r in board["rows"]])
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.minorticks_off()
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        svg = figure_svg(fig, "latency by rows")
+    return Section("Latency by rows", "Medians, both axes logarithmic; dashed: the unoptimized model.", svg)
+
+
+def _loaded(sla: dict[str, Any]) -> list[tuple[str, dict[str, Any], str]]:
+    """(label, what it did under load, color) of every server, the unoptimized model last."""
+    colors = {"embedded": BLUE, "triton": AMBER}
+    found = [(f"optimized, {name}", engine, colors.get(name, GREEN)) for name, engine in sla["engines"].items()]
+    return [*found, ("unoptimized", sla["baseline"], GRAY)] if "baseline" in sla else found
+
+
+def _under_load(sla: dict[str, Any]) -> Section:
+    line, top = sla["sla"]["p99_ms"], 3 * sla["sla"]["p99_ms"]
+    with drawing() as (fig, ax):
+        for label, found, color in _loaded(sla):
+            if curve := found.get("at_rate", {}).get("curve"):
+                points = [(-math.log10(1 - q), min(ms, top) if ms is not None else top) for q, ms in curve]
+                ax.plot(*zip(*points, strict=True), color=color, label=label)
+        _red_line(ax, line)
+        ax.axvline(2, color=GRAY, linewidth=1, linestyle=(0, (3, 3)))
+        ax.set_xticks([-math.log10(1 - q) for q in _NINES], [f"p{100 * q:g}" for q in _NINES])
+        ax.set(xlim=(0, 3.1), ylim=(0, top * 1.03), ylabel="latency (ms)")
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        svg = figure_svg(fig, "latency under load")
+    rate, rows = sla["sla"]["rate_rps"], sla["sla"]["rows"]
+    text = f"{rate:g} requests/s of {rows} rows, open loop: latency counts from the scheduled time; cut at {top:g} ms."
+    return Section("Latency under load", text, svg)
+
+
+def _rates(sla: dict[str, Any]) -> Section:
+    line, top = sla["sla"]["p99_ms"], 3 * sla["sla"]["p99_ms"]
+    with drawing() as (fig, ax):
+        for label, found, color in _loaded(sla):
+            tried = sorted(found["trials"], key=lambda t: float(t["rate_rps"]))
+            if tried:
+                place = [(t["rate_rps"], top if t["p99_ms"] is None else min(t["p99_ms"], top)) for t in tried]
+                ax.plot(*zip(*place, strict=True), "o-", markersize=4, color=color, label=label)
+            if found["highest_rate"]:
+                ax.axvline(found["highest_rate"], color=color, linewidth=1, linestyle=(0, (3, 3)))
+        _red_line(ax, line)
+        ax.set(xlabel="requests per second", ylabel="p99 (ms)", xlim=(0, None), ylim=(0, top * 1.05))
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        svg = figure_svg(fig, "p99 against rate")
+    rows = [(label, f"{found['highest_rate']:.0f}/s", found["limit_why"]) for label, found, _ in _loaded(sla)]
+    text = (
+        f"Every rate that was tried; dashed: the highest that was confirmed. Readings over {top:g} ms are drawn there."
+    )
+    return Section("Highest rate", text, svg, ("server", "holds", "what stopped it"), rows)
+
+
+def _red_line(ax: Any, ms: float) -> None:
+    ax.axhline(ms, color=RED, linewidth=1.5)
+    ax.annotate(f"red line {ms:g} ms", (0, ms), xycoords=("axes fraction", "data"), xytext=(4, 4),
+                textcoords="offset points", color=RED)  # fmt: skip
+
+
+def _verdicts(board: dict[str, Any]) -> Section:
+    rows: list[tuple[object, ...]] = []
+    for entry in _all(board):
+        for name, finding in entry["verdicts"].items():
+            mark = Markup("<b>{}</b>").format("ok" if finding["ok"] else "no")
+            rows.append((entry["name"], name, mark, finding["why"]))
+        rows += [(entry["name"], "pass", "", note) for note in entry["notes"]]
+    return Section(
+        "Every verdict and its reason", "In the order they were asked.", None, ("recipe", "verdict", "", "why"), rows
+    )

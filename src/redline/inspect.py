@@ -71,19 +71,26 @@ def _facts(found: Artifact) -> dict[str, str]:
         "outputs": ", ".join(f"{t.name} {t.dtype}{_brackets(t.shape)}" for t in m.outputs),
         "batchable": f"{'yes' if m.batchable else 'no'}: {m.batchable_why}",
         "SLA": f"p99 <= {m.sla['p99_ms']:g} ms at {m.sla['rate_rps']:g}/s, {m.sla['rows']} rows a request",
-        "proof": f"{m.proof}: {m.proof_why}",
         "judged on": f"{m.isa}, " + ", ".join(f"{k} {v}" for k, v in m.versions.items()),
         "source": f"weights and code sha256 {m.source_sha256[:16]}, git {m.git_revision[:12] or 'none'}",
         "made by": m.command,
     }
-    for split, label in (("validation", "gate"), ("test", "test")):
-        if scores := m.metric.get(split):
-            facts[label] = _change(m.metric["name"], scores)
-    return facts
+    return facts | _evidence(found)
 
 
-def _change(name: str, scores: dict[str, float]) -> str:
-    return f"{name} {scores['source']:.4f} → {scores['candidate']:.4f}"
+def _evidence(found: Artifact) -> dict[str, str]:
+    """The figures people ask for first, last on the screen."""
+    m, facts = found.manifest, {}
+    if (board := found.evidence("leaderboard")) and board["speedup"]:
+        rows, speed = list(board["speedup"].items())[-1]
+        interval = f"95 % interval \\[{speed['low']:.2f}, {speed['high']:.2f}]"
+        facts["speed-up"] = f"{speed['ratio']:.2f} x PyTorch eager at {rows} rows, {interval}"
+    if scores := m.metric.get("test"):
+        facts[f"test {m.metric['name']}"] = f"{scores['source']:.4f} before, {scores['candidate']:.4f} after"
+    if sla := found.evidence("sla"):
+        rates = {**sla["engines"], "unoptimized": sla["baseline"]} if "baseline" in sla else sla["engines"]
+        facts["highest rate"] = ", ".join(f"{name} {found['highest_rate']:.0f}/s" for name, found in rates.items())
+    return facts | {"proof": f"{m.proof}: {m.proof_why}".replace("[", "\\[")}
 
 
 def _brackets(shape: tuple[int | str, ...]) -> str:

@@ -109,5 +109,10 @@ def render(
     tone = {"held": "good", "broken": "bad", "invalid": "warn"}.get(status, "plain")
     page = environment.get_template("page.html")
     return page.render(
-        title=title, why=verdict.why if verdict else "", status=status, tone=tone, summary=summary, sections=sections
+        title=title,
+        why=verdict.why if verdict is not None else "",
+        status=status,
+        tone=tone,
+        summary=summary,
+        sections=sections,
     )
