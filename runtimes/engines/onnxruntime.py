@@ -1,8 +1,11 @@
 """ONNX Runtime on the CPU."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # since 1.32 it reports to Microsoft and writes a file in $TMPDIR
 
 import onnxruntime as ort
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from redline.hooks import resolve
@@ -23,7 +24,8 @@ class TorchEager:
 
     def infer(self, inputs: Arrays) -> Arrays:
         with torch.inference_mode():
-            answer = self._module(*(torch.from_numpy(inputs[n]) for n in self._inputs))
+            # A tensor can't be read-only, arrays straight off the wire are.
+            answer = self._module(*(torch.from_numpy(np.require(inputs[n], requirements="W")) for n in self._inputs))
         answers = answer if isinstance(answer, tuple) else (answer,)
         return {name: a.numpy() for name, a in zip(self._outputs, answers, strict=True)}
 
