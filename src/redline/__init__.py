@@ -1,5 +1,6 @@
 """Redline: trained PyTorch model in, load-proven artifact out. Heavy libraries load only when a road needs them."""
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if not (Path(__file__).parent / "optimize").is_dir():
     raise ImportError(
         "redline: src/redline has no room links (checked out without symlinks?); git config core.symlinks true"
     )
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime would keep a database of its own use
 
 _LAZY = {
     "SLA": "redline.optimize.job",

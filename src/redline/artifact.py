@@ -11,11 +11,13 @@ import hashlib
 import json
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
-from typing import Any
+from types import UnionType
+from typing import Any, get_origin
 
 import numpy as np
 
@@ -68,17 +70,28 @@ def _inside(root: Path, name: str) -> Path:
     if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in name:
         raise ArtifactError(f"{root}: path {name!r} leads outside the artifact")
     path = root / pure
-    if not path.resolve().is_relative_to(root.resolve()):
+    try:
+        inside = path.resolve(strict=True).is_relative_to(root.resolve())
+    except (OSError, ValueError, RuntimeError) as e:  # no such file; a name no file can have; a link to itself
+        raise ArtifactError(f"{root}: {name} is missing ({e})") from e
+    if not inside:
         raise ArtifactError(f"{root}: {name!r} is a link that leads outside the artifact")
     return path
 
 
 def _tensors(rows: list[dict[str, Any]]) -> tuple[Tensor, ...]:
-    frozen = ({k: tuple(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows)
+    frozen: list[dict[str, Any]] = [{k: tuple(v) if isinstance(v, list) else v for k, v in r.items()} for r in rows]
     return tuple(Tensor(**row) for row in frozen)
 
 
-def parse_manifest(text: str, where: str) -> Manifest:
+def _kind(annotation: Any) -> Any:
+    """What isinstance takes for a field's annotation."""
+    if annotation is float:
+        return int | float
+    return annotation if isinstance(annotation, type | UnionType) else get_origin(annotation)
+
+
+def parse_manifest(text: bytes, where: str) -> Manifest:
     try:
         table = json.loads(text)
         if table.get("schema") != SCHEMA:
@@ -89,9 +102,11 @@ def parse_manifest(text: str, where: str) -> Manifest:
             raise ArtifactError(f"{where}: unknown keys {sorted(unknown)}")
         table |= {"inputs": _tensors(table["inputs"]), "outputs": _tensors(table["outputs"])}
         manifest = Manifest(**table)
-        if manifest.proof not in PROOFS or not isinstance(manifest.files, dict):
+        if wrong := [f.name for f in fields(Manifest) if not isinstance(getattr(manifest, f.name), _kind(f.type))]:
+            raise ArtifactError(f"{where}: values of the wrong type at {wrong}")
+        if manifest.proof not in PROOFS:
             raise ArtifactError(f"{where}: proof {manifest.proof!r} is not one of {', '.join(PROOFS)}")
-    except (ValueError, TypeError, KeyError, AttributeError, UsageError) as e:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, UsageError) as e:
         if isinstance(e, ArtifactError):
             raise
         raise ArtifactError(f"{where}: not a manifest: {e}") from e
@@ -108,12 +123,19 @@ class Artifact:
         return _inside(self.path, self.manifest.model)
 
     def golden(self) -> list[tuple[Arrays, Arrays, Arrays]]:
-        """Golden requests: (inputs, the candidate's answers, the source model's answers)."""
-        with np.load(self.path / "golden.npz", allow_pickle=False) as z:
-            cases: dict[int, dict[str, Arrays]] = {}
-            for key in z.files:
-                index, kind, name = key.split("/", 2)
-                cases.setdefault(int(index), {"in": {}, "out": {}, "ref": {}})[kind][name] = z[key]
+        """Golden requests: (inputs, the candidate's answers, the source model's answers).
+
+        Raises:
+            ArtifactError: golden.npz holds something else.
+        """
+        path, cases = self.path / "golden.npz", dict[int, dict[str, Arrays]]()
+        try:
+            with np.load(path, allow_pickle=False) as z:
+                for key in z.files:
+                    index, kind, name = key.split("/", 2)
+                    cases.setdefault(int(index), {"in": {}, "out": {}, "ref": {}})[kind][name] = z[key]
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as e:
+            raise ArtifactError(f"{path} holds no golden requests: {e}") from e
         return [(c["in"], c["out"], c["ref"]) for _, c in sorted(cases.items())]
 
     def evidence(self, name: str) -> Any:
@@ -130,11 +152,11 @@ def load(path: Path, *, here: str | None = None) -> Artifact:
     file = path / "manifest.json"
     if not file.is_file():
         raise ArtifactError(f"{path} is not an artifact: no manifest.json (make one with `redline optimize`)")
-    manifest = parse_manifest(file.read_text(), str(file))
+    manifest = parse_manifest(file.read_bytes(), str(file))
     for name, digest in manifest.files.items():
         member = _inside(path, name)
         if not member.is_file():
-            raise ArtifactError(f"{path}: {name} is missing")
+            raise ArtifactError(f"{path}: {name} is not a file")
         if file_sha256(member) != digest:
             raise ArtifactError(f"{path}: {name} was changed after it was written (sha256 differs); fetch it again")
     for needed in ("golden.npz", manifest.model):
@@ -162,7 +184,7 @@ def save_golden(path: Path, cases: list[tuple[Arrays, Arrays, Arrays]]) -> None:
 @contextmanager
 def writing(out: Path) -> Iterator[Path]:
     """A scratch folder beside `out` that becomes `out` in one rename, or vanishes on an error."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise UsageError(f"{out} exists already; artifacts are never edited: name a new folder")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

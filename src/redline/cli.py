@@ -11,6 +11,7 @@ from redline.errors import RedlineError
 # command → its room's module with `configure(parser)` and `run(args) -> exit code`. Read from left to right: the road.
 _COMMANDS = {
     "optimize": ("redline.optimize.command", "trained model → judged, load-proven artifact"),
+    "prove": ("redline.optimize.reprove", "load-test an artifact on this machine, into a new one"),
     "inspect": ("redline.inspect", "what an artifact is, where it came from, whether it is whole"),
     "serve": ("redline.runtimes.command", "serve an artifact (KServe; embedded engine or Triton)"),
     "bench": ("redline.bench.command", "open-loop load test with a pass/fail verdict on the SLA"),
