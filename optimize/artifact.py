@@ -70,7 +70,7 @@ def write(
         max_rows=max_rows(source),
         sla={"p99_ms": job.sla.p99_ms, "rate_rps": job.sla.rate, "rows": job.sla.rows},
         serving=_serving(source, entry),
-        proof=proof.status if proof and proof.status != "invalid" else "unproven",
+        proof=proof.proof if proof else "unproven",
         proof_why=proof.why if proof else proof_why,
         metric={"name": job.metric, "max_drop": job.gate.max_drop, **(metric or {})},
         source_sha256=source.sha256,

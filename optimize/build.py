@@ -64,10 +64,15 @@ class Cache:
             shutil.rmtree(scratch, ignore_errors=True)
         return folder
 
-    def value(self, key: dict[str, Any], compute: Callable[[], Any]) -> Any:
-        """A JSON value, computed once per key."""
+    def value(
+        self, key: dict[str, Any], compute: Callable[[], Any], keep: Callable[[Any], bool] = lambda value: True
+    ) -> Any:
+        """A JSON value, computed once per key; one that `keep` says no to is computed anew the next time."""
         folder = self.step(key, lambda out: _write_json(out / "value.json", compute()))
-        return json.loads((folder / "value.json").read_text())
+        value = json.loads((folder / "value.json").read_text())
+        if not keep(value):
+            shutil.rmtree(folder)
+        return value
 
 
 def _write_json(path: Path, value: object) -> None:
@@ -85,7 +90,7 @@ class Source:
     def module(self) -> "nn.Module":
         import torch
 
-        module: Any = self.job.model()
+        module: Any = self.job.call("model")
         if not isinstance(module, torch.nn.Module):
             raise JobError(f"job {self.job.name}: model() gave {type(module).__name__}, wanted a torch.nn.Module")
         return module.eval()
@@ -118,9 +123,9 @@ class Source:
         folder = self.job_file.resolve().parent
         files = {self.job_file.resolve()}
         for module in list(sys.modules.values()):
-            path = getattr(module, "__file__", None)
-            if path and Path(path).resolve().is_relative_to(folder):
-                files.add(Path(path).resolve())
+            path = Path(getattr(module, "__file__", None) or "")  # relative in PyTorch's synthetic modules: no file
+            if path.is_absolute() and path.resolve().is_relative_to(folder) and "site-packages" not in path.parts:
+                files.add(path.resolve())
         return _digest(sorted(file_sha256(f) for f in files))
 
 

@@ -3,15 +3,16 @@
 import importlib.util
 import math
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from redline.errors import JobError
-from redline.tensors import Arrays, Tensor
+from redline.errors import JobError, RedlineError, RequestError
+from redline.tensors import Arrays, Tensor, check_request
 from redline.units import duration_ns
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ class Gate:
     max_drop: float  # below the source model's figure
     floor: float = -math.inf  # absolute
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.max_drop) or math.isnan(self.floor):
+            raise JobError(f"gate: max_drop and floor must be numbers, got {self.max_drop} and {self.floor}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SLA:
@@ -39,7 +44,7 @@ class SLA:
     rows: int = 1  # in a request
 
     def __post_init__(self) -> None:
-        if self.p99_ms <= 0 or not self.rate > 0 or self.rows < 1:
+        if self.p99_ms <= 0 or not 0 < self.rate < math.inf or self.rows < 1:
             raise JobError(f"SLA: p99, rate and rows must be above zero, got {self.p99!r}, {self.rate}, {self.rows}")
 
     @property
@@ -83,9 +88,26 @@ class Job:
             )
         return f"{module}:{name}"
 
+    def call(self, what: str, *args: Any) -> Any:
+        """What the job's own function gives.
+
+        Raises:
+            JobError: it raised; where.
+        """
+        try:
+            return getattr(self, what)(*args)
+        except RedlineError:
+            raise
+        except Exception as e:
+            at = traceback.extract_tb(e.__traceback__)[-1]
+            where = f"{Path(at.filename).name}:{at.lineno}"
+            raise JobError(f"job {self.name}: {what} failed at {where}: {type(e).__name__}: {e}") from e
+
     def calibration_rows(self) -> Arrays:
         """The calibration inputs, checked against the declared inputs."""
-        arrays = self.calibration()
+        arrays = self.call("calibration")
+        if not isinstance(arrays, Mapping) or not all(isinstance(a, np.ndarray) for a in arrays.values()):
+            raise JobError(f"job {self.name}: calibration gave {type(arrays).__name__}, wanted {{input: NumPy array}}")
         if arrays.keys() != {t.name for t in self.inputs}:
             raise JobError(
                 f"calibration gave {sorted(arrays)}, the job's inputs are {sorted(t.name for t in self.inputs)}"
@@ -102,7 +124,16 @@ class Job:
     def real_requests(self, count: int, rows: int) -> list[Arrays]:
         """Real requests of exactly `rows` rows."""
         if self.requests is not None:
-            return self.requests(count, rows)
+            found = self.call("requests", count, rows)
+            if not isinstance(found, list):
+                raise JobError(f"job {self.name}: requests({count}, {rows}) gave {type(found).__name__}, wanted a list")
+            try:
+                sizes = [check_request(self.inputs, request, rows) for request in found]
+            except RequestError as e:
+                raise JobError(f"job {self.name}: requests({count}, {rows}): {e}") from e
+            if sizes != [rows] * count:
+                raise JobError(f"job {self.name}: requests({count}, {rows}) gave requests of {sizes} rows")
+            return found
         pool = self.calibration_rows()
         total = len(next(iter(pool.values())))
         picks = np.arange(count * rows).reshape(count, rows) % total
@@ -114,7 +145,7 @@ class Job:
         Raises:
             JobError: the metric is not a finite number.
         """
-        value = self.evaluate(predict, split)
+        value = self.call("evaluate", predict, split)
         if not isinstance(value, int | float | np.floating) or not math.isfinite(value):
             raise JobError(f"job {self.name}: evaluate gave {value!r} on {split}, wanted a finite number")
         return float(value)

@@ -28,7 +28,8 @@ class Finding:
     figures: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {"ok": self.verdict.ok, "why": self.verdict.why, **self.figures}
+        figures = {name: v if np.isfinite(v) else None for name, v in self.figures.items()}  # JSON has no Infinity
+        return {"ok": self.verdict.ok, "why": self.verdict.why, **figures}
 
 
 def difference(answers: Arrays, reference: Arrays) -> float:
@@ -36,7 +37,7 @@ def difference(answers: Arrays, reference: Arrays) -> float:
     worst = 0.0
     for name, want in reference.items():
         have = answers.get(name)
-        if have is None or have.shape != want.shape or not np.isfinite(have).all():
+        if have is None or have.shape != want.shape or not (np.isfinite(have).all() and np.isfinite(want).all()):
             return float("inf")
         if want.size:
             worst = max(worst, float(np.abs(have.astype(np.float64) - want).max()))
@@ -75,14 +76,14 @@ def parity(engine: Engine, precision: str, inputs: Arrays, reference: Arrays, ro
 
 def invariance(engine: Engine, precision: str, inputs: Arrays) -> Finding:
     """The same row alone, among other rows, and among outliers (float inputs x 10, x 100)."""
-    batch = {name: a[:_BATCH] for name, a in inputs.items()}
-    targets = min(_TARGETS, len(next(iter(batch.values()))))
-    rows = [engine.infer({name: a[i : i + 1] for name, a in batch.items()}) for i in range(targets)]
+    total = len(next(iter(inputs.values())))
+    batch = {name: a[np.arange(_BATCH) % total] for name, a in inputs.items()}
+    rows = [engine.infer({name: a[i : i + 1] for name, a in batch.items()}) for i in range(_TARGETS)]
     alone = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     found: dict[str, float] = {}
     for label, factor in (("neighbors", 1), ("outliers_x10", 10), ("outliers_x100", 100)):
-        company = engine.infer({name: _outliers(a, targets, factor) for name, a in batch.items()})
-        found[label] = difference({name: a[:targets] for name, a in company.items()}, alone)
+        company = engine.infer({name: _outliers(a, factor) for name, a in batch.items()})
+        found[label] = difference({name: a[:_TARGETS] for name, a in company.items()}, alone)
     worst, limit = max(found.values()), INVARIANCE[precision] * scale(alone)
     if worst <= limit:
         return Finding(Verdict(True, f"a row's answer moves by at most {worst:.1e}"), found | {"worst": worst})
@@ -93,11 +94,11 @@ def invariance(engine: Engine, precision: str, inputs: Arrays) -> Finding:
     )
 
 
-def _outliers(array: NDArray[Any], targets: int, factor: int) -> NDArray[Any]:
+def _outliers(array: NDArray[Any], factor: int) -> NDArray[Any]:
     if array.dtype.kind != "f":
         return array
     moved = array.copy()
-    moved[targets:] *= factor
+    moved[_TARGETS:] *= factor
     return moved
 
 

@@ -36,8 +36,13 @@ class Proof:
         return str(self.table["verdict"]["why"])
 
     @property
-    def highest_rate(self) -> float:
-        return float(self.table["engines"][self.table["served_by"]]["highest_rate"])
+    def proof(self) -> str:
+        """held | broken | unproven, as the manifest says it: an invalid measurement proves nothing."""
+        return "unproven" if self.status == "invalid" else self.status
+
+    @property
+    def exit_code(self) -> int:
+        return {"held": 0, "broken": 1, "invalid": 4}[self.status]
 
 
 def prove(path: Path, baseline: Path | None, say: Say) -> Proof:

@@ -78,9 +78,13 @@ def choose(asked: str, own: tuple[Recipe, ...]) -> tuple[Recipe, ...]:
     """The recipes that `--recipes auto|all|NAME,…` means.
 
     Raises:
-        UsageError: a name that no recipe has.
+        UsageError: a name that no recipe has, or two have.
     """
     known = {r.name: r for r in (*AUTO, *own)}
+    if len({*known, BASELINE.name}) != 1 + len(AUTO) + len(own):
+        raise UsageError(
+            f"recipes need names of their own, got {[r.name for r in own]} beside {BASELINE.name} and auto"
+        )
     if asked in ("auto", "all"):
         return AUTO if asked == "auto" else tuple(known.values())
     names = [n.strip() for n in asked.split(",") if n.strip()]

@@ -106,7 +106,7 @@ def _accuracy_against_latency(board: dict[str, Any]) -> Section:
                 x, y, marker, color=color, markersize=14 if marker == "*" else 8, label=entry["name"], linestyle="none"
             )
         base = board["baseline"]["verdicts"]["accuracy"]["value"]
-        lowest = max(base - board["gate"]["max_drop"], board["gate"]["floor"])
+        lowest = max(base - board["gate"]["max_drop"], board["gate"].get("floor", -math.inf))
         ax.axhline(lowest, color=RED, linewidth=1.5)
         ax.annotate(f"gate {lowest:.4f}", (0, lowest), xycoords=("axes fraction", "data"), xytext=(4, 4),
                     textcoords="offset points", color=RED)  # fmt: skip

@@ -26,7 +26,7 @@ class Outcome:
         """0 held, or not asked to prove; 1 a gate or the SLA broke; 4 the load test was invalid."""
         if self.winner is None:
             return 1
-        return {"held": 0, "broken": 1, "invalid": 4}[self.proof.status] if self.proof else 0
+        return self.proof.exit_code if self.proof else 0
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,10 @@ class Road:
             self._write(trial, contender, board.baseline)
             self._write(baseline, board.baseline, board.baseline)
             hits = self.cache.hits
-            proof = Proof(self.cache.value(key, lambda: prove(trial, baseline, say).table))
+            table = self.cache.value(
+                key, lambda: prove(trial, baseline, say).table, keep=lambda table: Proof(table).status != "invalid"
+            )
+            proof = Proof(table)
             say(f"{proof.status}: {proof.why}" + (" (cached)" if self.cache.hits > hits else ""))
         return proof
 

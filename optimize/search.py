@@ -1,5 +1,6 @@
 """The search: every recipe built and judged, in the order of design's verdicts; one leaderboard."""
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -9,7 +10,7 @@ import numpy as np
 
 from redline import machine
 from redline.bench.stats import ratio_interval
-from redline.errors import RedlineError
+from redline.errors import GraphError, MissingError
 from redline.optimize import judge
 from redline.optimize.build import Cache, Candidate, Source, arrays_sha256, build
 from redline.optimize.judge import Finding
@@ -108,7 +109,7 @@ class Board:
         return {
             "job": self.source.job.name,
             "metric": self.source.job.metric,
-            "gate": asdict(self.source.job.gate),
+            "gate": {k: v for k, v in asdict(self.source.job.gate).items() if math.isfinite(v)},  # JSON has no Infinity
             "rows": list(self.rows),
             "clock": "CPU time of one thread, rounds interleaved, medians",
             "conditions": machine.conditions(),
@@ -125,6 +126,7 @@ def search(source: Source, recipes: tuple[Recipe, ...], cache: Cache, step: Step
 
     Raises:
         JobError: the source model itself can't be built, traced or scored.
+        UsageError: a recipe names an engine or an option that doesn't exist.
     """
     job = source.job
     with step("source model") as say:
@@ -160,7 +162,7 @@ def _judge(recipe: Recipe, source: Source, cache: Cache, step: Step, reference: 
             entry.candidate = build(recipe, source, cache)
             cached = cache.hits - hits == len(recipe.passes)
             entry.engine = engines.load(recipe.engine, entry.candidate.model, recipe.options)
-        except RedlineError as e:
+        except (GraphError, MissingError) as e:  # any other is the job's fault, not the candidate's
             entry.findings["build"] = Finding(Verdict(False, str(e)))
             say(f"rejected: {e}")
             return entry

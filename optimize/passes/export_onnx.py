@@ -1,16 +1,17 @@
 """PyTorch → ONNX by torch.export, with a dynamic row axis that is verified, not believed."""
 
-import contextlib
 import io
-import logging
+import re
 import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from redline.errors import JobError
+from redline.errors import GraphError, JobError
+from redline.optimize.passes.graph import quiet
 from redline.optimize.passes.registry import apply
 from redline.tensors import Arrays
 from redline.verdict import Verdict
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _TOLERANCE = 1e-4  # largest |ONNX - PyTorch|, relative to the answers' scale
 _OPERATOR_LIKE = {"embedding", "cat", "concat", "add", "mul", "matmul", "linear", "relu", "sigmoid", "gather"}
+
+_USER_LINE = re.compile(r'raised this error:\n\s+File "([^"]+)", line (\d+), in \w+\n\s+(.+)')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +39,7 @@ class ExportOnnx:
 @apply.register(ExportOnnx)
 def _(config: ExportOnnx, before: Path | None, source: "Source", out: Path) -> Verdict:
     if before is not None:
-        raise JobError("ExportOnnx must be a recipe's first pass")
+        raise GraphError("ExportOnnx must be a recipe's first pass")
     job = source.job
     if clash := {*(t.name for t in job.inputs), *job.outputs} & _OPERATOR_LIKE:
         raise JobError(f"input or output named like an operator makes an invalid graph: rename {sorted(clash)}")
@@ -52,9 +55,9 @@ def _export(config: ExportOnnx, source: "Source", out: Path) -> None:
     job = source.job
     args = tuple(torch.from_numpy(source.calibration[t.name][:64]) for t in job.inputs)
     rows = torch.export.Dim("rows", min=1, max=2**20)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    sink = io.StringIO()  # a failed trace prints its whole graph
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), quiet(), redirect_stdout(sink), redirect_stderr(sink):
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 source.module,
@@ -70,6 +73,8 @@ def _export(config: ExportOnnx, source: "Source", out: Path) -> None:
             )
     except Exception as e:
         reason = str(e.__cause__ or e).strip().splitlines()[0]
+        if line := _USER_LINE.search(str(e.__cause__)):
+            reason = f"{Path(line[1]).name}:{line[2]}: {line[3]}: {reason}"
         raise JobError(f"torch.export can't trace job {job.name}'s model: {reason}") from e
 
 

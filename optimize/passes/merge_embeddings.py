@@ -142,7 +142,10 @@ def _replace(graph: "ir.Graph", concat: "ir.Node", start: int, run: list[_Lookup
     made: list[ir.Node] = []
 
     def constant(label: str, array: NDArray[Any]) -> ir.Value:
-        value = ir.Value(name=f"{name}.{label}{start}", const_value=ir.tensor(array, name=f"{name}.{label}{start}"))
+        label = f"{name}.{label}{start}"
+        while label in graph.initializers:  # one of each column; several Concats without a name
+            label += "_"
+        value = ir.Value(name=label, const_value=ir.tensor(array, name=label))
         graph.register_initializer(value)
         return value
 
