@@ -169,7 +169,9 @@ def run(args: argparse.Namespace) -> int:
     server_cores, generator_core, placement = split_cores()
     local = not all(_is_url(t) for t in (args.target, args.compare) if t)
     cpus, placement = (generator_core, placement) if local else (None, "server placed by its owner")
-    load = Load(arrivals=args.arrivals, seed=args.seed, cpus=cpus, placement=placement)
+    ours = not any(_is_url(t) for t in (args.target, args.compare) if t)
+    watched = server_cores - generator_core if ours else None
+    load = Load(arrivals=args.arrivals, seed=args.seed, cpus=cpus, server_cpus=watched, placement=placement)
     reports: list[Report] = []
     searches: list[SearchReport] = []
     with ExitStack() as stack:

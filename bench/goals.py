@@ -138,7 +138,7 @@ def _search(path: Path, protocol: str, *, peer: bool) -> SearchReport:
     with serve_artifact(path, "auto", server, command=command) as running:
         url = running.grpc_url if protocol == "grpc" else running.http_url
         subject = Subject(url, running.model, asked.requests, asked.expected, asked.tolerance, protocol)
-        load = Load(cpus=generator, placement=placement)
+        load = Load(cpus=generator, server_cpus=server - generator, placement=placement)
         return highest_rate(
             subject, p99_ms=sla["p99_ms"], start_rps=sla["rate_rps"], load=load, precision=0.02, say=_say
         )

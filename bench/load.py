@@ -43,6 +43,7 @@ class Run:
     late_ns: Latencies  # the generator's own fault: handed to the wire - due
     latency_ns: Latencies  # answer complete - due; MISS where it failed
     errors: dict[str, int]
+    neighbors: float = 0.0  # share of the server's cores that other processes used, where that can be told
 
 
 class _Volley:
@@ -134,4 +135,5 @@ def joined(runs: Sequence[Run]) -> Run:
         late_ns=np.concatenate([r.late_ns for r in runs]),
         latency_ns=np.concatenate([r.latency_ns for r in runs]),
         errors=errors,
+        neighbors=max(run.neighbors for run in runs),
     )

@@ -13,6 +13,7 @@ from redline.bench.arrivals import schedule
 from redline.bench.connections import HttpPool
 from redline.bench.grpc_wire import GrpcWire
 from redline.bench.load import Run, fire, joined
+from redline.bench.neighbors import Neighbors
 from redline.bench.results import Report, SearchReport, figures
 from redline.bench.search import Trial, highest
 from redline.bench.stats import quantile_ms, ratio_interval
@@ -62,6 +63,7 @@ class Load:
     warmup_s: float = 1.0
     timeout_s: float = 2.0  # a later answer is a miss
     cpus: set[int] | None = None  # the generator's; None leaves it where it is
+    server_cpus: set[int] | None = None  # set where the server is a child of this process and has these to itself
     placement: str = "server placed by its owner"
 
 
@@ -133,11 +135,13 @@ def run_once(subject: Subject, load: Load, *, rate_rps: float, duration_s: float
             for _ in range(5):
                 if await _ask(wire, 0, 1.0) is None and await _ask(wire, 0, calm_ms / 1e3) is None:
                     break
+            neighbors = Neighbors(load.server_cpus or ())
             with undisturbed():
-                return await fire(
+                run = await fire(
                     wire, due_ns, picks, clock=clock, timeout_ns=int(load.timeout_s * 1e9), rate_rps=rate_rps,
                     warmup_ns=warmup_ns,
                 )  # fmt: skip
+            return replace(run, neighbors=neighbors.share())
         finally:
             await wire.close()
 

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -26,8 +27,7 @@ class Neighbors:
     def _busy(self) -> float:
         """Seconds of user, nice, system and stolen time."""
         try:
-            with open("/proc/stat") as stat:
-                lines = [line.split() for line in stat]
+            lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
         except OSError:
             return 0.0
         return _TICK_S * sum(sum(int(f[i]) for i in (1, 2, 3, 8)) for f in lines if f[0] in self._cores)

@@ -151,6 +151,7 @@ def _how(report: Report) -> list[tuple[str, object]]:
         ("attempts", report.attempts),
         ("answers checked", "against golden answers" if report.checked else "well-formed only"),
         ("errors", errors),
+        ("neighbors", f"other processes used {report.neighbors:.1%} of the server's cores"),
     ]
 
 

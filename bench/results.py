@@ -50,6 +50,7 @@ class Report:
     p99_low_ms: float
     p99_high_ms: float
     late_p99_ms: float
+    neighbors: float  # share of the server's cores that other processes used; 0 where that can't be told
     errors: dict[str, int]
     curve: list[tuple[float, float]] = field(repr=False)  # (quantile, ms)
     timeline: list[tuple[float, float, float, float]] = field(repr=False)  # (s, p50 ms, slowest ms, latest send ms)
@@ -133,6 +134,7 @@ def figures(run: Run, finding: Finding, line: RedLine) -> dict[str, Any]:
         "p99_low_ms": low,
         "p99_high_ms": high,
         "late_p99_ms": late_p99_ms(run) if len(run.late_ns) else 0.0,
+        "neighbors": run.neighbors,
         "errors": run.errors,
         "curve": [(round(float(q), 4), quantile_ms(run.latency_ns, float(q))) for q in _CURVE],
         "timeline": timeline(run),

@@ -76,7 +76,7 @@ def _running(path: Path, server: str) -> "Iterator[tuple[Subject, Load, dict[str
     with serve_artifact(path, server, cores) as running:
         inputs, answers = [c[0] for c in cases], [c[1] for c in cases]
         subject = Subject(running.http_url, manifest.name, inputs, answers, manifest.replay_tolerance)
-        yield subject, Load(cpus=generator, placement=placement), manifest.sla
+        yield subject, Load(cpus=generator, server_cpus=cores - generator, placement=placement), manifest.sla
 
 
 def _highest(path: Path, server: str, say: Say) -> dict[str, Any]:

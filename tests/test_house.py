@@ -1,6 +1,7 @@
 """The house itself: rooms, links, what loads when, public names, errors."""
 
 import ast
+import json
 import os
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import redline
-from redline import errors
+from redline import errors, hooks, machine
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("optimize", "runtimes", "kernels", "model_repo_templates", "bench")
@@ -102,6 +103,43 @@ def test_ruff_bans_the_bare_room(room: str) -> None:
     for banned in (f"import {room}\n", f"from {room} import x\n"):
         assert f"import redline.{room}" in check(banned).stdout
     assert check(f"import redline.{room}\n").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("json", "wanted module:function, got 'json'"),
+        ("json:", "wanted module:function"),
+        (":dumps", "wanted module:function"),
+        ("no_such_module:f", "can't find 'no_such_module:f'.*PYTHONPATH"),
+        ("json:no_such", "can't find 'json:no_such'"),
+        ("json:__name__", "'json:__name__' is not callable"),
+    ],
+)
+def test_a_hook_that_can_not_be_found(name: str, message: str) -> None:
+    with pytest.raises(errors.UsageError, match=message):
+        hooks.resolve(name)
+
+
+def test_a_hook_is_found() -> None:
+    assert hooks.resolve("json:JSONDecoder.decode") is json.JSONDecoder.decode
+
+
+@pytest.mark.parametrize(
+    ("flags", "isa"),
+    [
+        ("fpu sse4_2", "portable"),
+        ("avx2", "portable"),  # without fma
+        ("avx2 fma", "avx2"),
+        ("avx2 fma avx512f", "avx2"),
+        ("avx2 fma avx512f avx512bw avx512vl", "avx512"),
+        ("avx2 fma avx512f avx512bw avx512vl avx512_vnni", "avx512_vnni"),
+        ("avx2 fma avx512f avx512bw avx512vl avx512_vnni avx512_bf16 amx_tile", "avx512_vnni_bf16"),
+    ],
+)
+def test_the_instruction_set_is_the_strongest_whole_one(flags: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_cpuinfo", lambda key: flags)
+    assert machine.isa.__wrapped__() == isa
 
 
 def test_a_checkout_without_links_says_so(tmp_path: Path) -> None:

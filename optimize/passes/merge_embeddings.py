@@ -134,7 +134,7 @@ def _alike(a: _Lookup | None, b: _Lookup) -> bool:
 def _replace(graph: "ir.Graph", concat: "ir.Node", start: int, run: list[_Lookup]) -> "ir.Node":
     import onnx_ir as ir
 
-    name = concat.name or "concat"
+    name = concat.outputs[0].name  # a value's name is its own, a node may have none
     # Added, in the ids' own width: int32 ids stay int32 (a merged table has fewer than 2**31 rows).
     dtype = np.int32 if run[0].source.dtype == ir.DataType.INT32 else np.int64
     sizes = [len(lookup.table) for lookup in run]
@@ -143,7 +143,7 @@ def _replace(graph: "ir.Graph", concat: "ir.Node", start: int, run: list[_Lookup
 
     def constant(label: str, array: NDArray[Any]) -> ir.Value:
         label = f"{name}.{label}{start}"
-        while label in graph.initializers:  # one of each column; several Concats without a name
+        while label in graph.initializers:  # every operand of a Concat may need one
             label += "_"
         value = ir.Value(name=label, const_value=ir.tensor(array, name=label))
         graph.register_initializer(value)

@@ -1,4 +1,9 @@
 import math
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,6 +11,7 @@ from virtual import make_run
 
 from redline.bench.goals import Figure, Goal, judge_goal, read_goals
 from redline.bench.load import Run, joined
+from redline.bench.neighbors import Neighbors
 from redline.bench.search import Trial, highest
 from redline.bench.verdict import RedLine, glance, judge, until_valid
 
@@ -110,3 +116,24 @@ def test_a_goal_is_missed_only_when_the_whole_interval_misses(
 
 def test_goals_are_readable() -> None:
     assert {"rate_ratio", "speedup_500", "auc_drop"} <= {g.metric for g in read_goals()}
+
+
+def test_a_server_whose_core_was_taken_was_not_measured() -> None:
+    slow = make_run([80.0] * 1000)
+    busy = replace(slow, neighbors=0.3)
+    assert judge(slow, _LINE).status == "broken"
+    assert judge(busy, _LINE).status == "invalid"
+    assert glance(busy, _LINE).status == "invalid"
+    assert "30%" in judge(busy, _LINE).why
+    assert judge(replace(make_run(_FINE), neighbors=0.3), _LINE).status == "held"  # held in spite of them
+
+
+def test_neighbors_sees_a_process_that_is_not_ours() -> None:
+    core = min(os.sched_getaffinity(0))
+    spin = f"import os, time; os.sched_setaffinity(0, [{core}])\nend = time.monotonic() + 1\n"
+    spin += "while time.monotonic() < end: pass"
+    neighbors = Neighbors([core])
+    # started by a shell that ends at once, so that it is nobody's child of ours
+    subprocess.run(["setsid", "--fork", sys.executable, "-c", spin], check=True)
+    time.sleep(1.5)
+    assert neighbors.share() > 0.2

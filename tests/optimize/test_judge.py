@@ -297,6 +297,7 @@ def test_contenders_are_proven_until_one_holds(
     monkeypatch.setattr(road, "prove", prove)
     made = found_board(source, steps)
     monkeypatch.setattr(road, "search", lambda *_: made)
+    monkeypatch.setattr(road.machine, "code_sha256", lambda *_: "the same code")  # whoever edits it meanwhile
     walker = road.Road(source, Cache(tmp_path / "proofs"), step, "redline optimize job.py")
     outcome = walker.walk((), with_proof=True)
     assert (asked, outcome.exit_code) == (proven, code)

@@ -103,6 +103,14 @@ def two_concats(g: Graph) -> str:
     return g.node("Concat", left, "dense", right, axis=1)
 
 
+def nameless(g: Graph) -> str:
+    """What a name of the graph's own can't be taken from."""
+    out = two_concats(g)
+    for node in g.nodes:
+        node.name = ""
+    return out
+
+
 def two_runs(g: Graph) -> str:
     return g.node("Concat", g.lookup(0), g.lookup(1), "dense", g.lookup(2), g.lookup(3), axis=1)
 
@@ -119,6 +127,7 @@ def runs_of_two_widths(g: Graph) -> str:
         (stacked, 4, 1),
         (some_columns, 2, 2),  # one picks the columns
         (two_concats, 4, 4),
+        (nameless, 4, 4),
         (two_runs, 4, 4),
         (runs_of_two_widths, 4, 4),
     ],

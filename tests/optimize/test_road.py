@@ -151,10 +151,15 @@ def test_inspect_replays(road: Road, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_second_run_builds_nothing(road: Road) -> None:
-    ran = redline(road.folder, road.cache, "optimize", "job.py", "--no-prove", "--json", "--out", "again")
+    ran = redline(road.folder, road.cache, "optimize", "job.py", "--no-prove", "--out", "again")
     assert ran.returncode == 0, ran.stderr
     assert steps_of(road.cache) == road.made
-    board = strict(ran.stdout)
+    said, speed = ran.stdout, road.board["speedup"]["20"]
+    assert f"{speed['ratio']:.2f} x PyTorch eager at 20 rows, 95 % interval [{speed['low']:.2f}, " in said
+    assert f"test auc    {road.board['test']['source']:.4f} before, {road.board['test']['candidate']:.4f} after" in said
+    assert "proof       unproven: not asked\nartifact    again  (report: again/report.html)\n" in said
+    assert all(r.name in said for r in AUTO)
+    board = artifact.load(road.folder / "again").evidence("leaderboard")
     assert {c["verdicts"]["build"]["why"] for c in board["candidates"] if c["alive"]} == {"cached"}
     assert {c["name"]: c["latency_ms"] for c in board["candidates"]} == {
         c["name"]: c["latency_ms"] for c in road.board["candidates"]
