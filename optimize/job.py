@@ -98,7 +98,7 @@ class Job:
             return getattr(self, what)(*args)
         except RedlineError:
             raise
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             at = traceback.extract_tb(e.__traceback__)[-1]
             where = f"{Path(at.filename).name}:{at.lineno}"
             raise JobError(f"job {self.name}: {what} failed at {where}: {type(e).__name__}: {e}") from e
@@ -170,7 +170,7 @@ def load_job(path: Path) -> Job:
         spec.loader.exec_module(module)
     except JobError:
         raise
-    except Exception as e:
+    except (Exception, SystemExit) as e:  # exit code 0 would say that all is well
         raise JobError(f"{path} fails to import: {type(e).__name__}: {e}") from e
     found: Any = getattr(module, "job", None)
     if not isinstance(found, Job):

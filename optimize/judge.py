@@ -40,13 +40,13 @@ def difference(answers: Arrays, reference: Arrays) -> float:
         if have is None or have.shape != want.shape or not (np.isfinite(have).all() and np.isfinite(want).all()):
             return float("inf")
         if want.size:
-            worst = max(worst, float(np.abs(have.astype(np.float64) - want).max()))
+            worst = max(worst, float(np.abs(have.astype(np.float64) - want.astype(np.float64)).max()))
     return worst
 
 
 def scale(reference: Arrays) -> float:
-    """What 1.0 means for these answers: their largest magnitude, at least 1."""
-    return max([1.0, *(float(np.abs(a).max()) for a in reference.values() if a.size)])
+    """What 1.0 means for these answers: their largest finite magnitude, at least 1."""
+    return max([1.0, *(float(np.abs(a[np.isfinite(a)]).max(initial=0)) for a in reference.values())])
 
 
 def blocks(arrays: Arrays, rows: int) -> Iterator[Arrays]:
@@ -65,7 +65,7 @@ def parity(engine: Engine, precision: str, inputs: Arrays, reference: Arrays, ro
     have = answers(engine, inputs, rows)
     worst, limit = difference(have, reference), PARITY[precision] * scale(reference)
     mean = (
-        float(np.mean([np.abs(have[n].astype(np.float64) - reference[n]).mean() for n in reference]))
+        float(np.mean([np.abs(have[n].astype(np.float64) - want).mean() for n, want in reference.items()]))
         if np.isfinite(worst)
         else worst
     )

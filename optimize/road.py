@@ -42,7 +42,7 @@ class Road:
             proof = self._prove(outcome.board, contender) if with_proof else None
             if outcome.winner is None or (proof and proof.status == "held"):
                 outcome.winner, outcome.proof = contender, proof
-            if proof is None or proof.status == "held":
+            if proof is None or proof.status != "broken":  # an invalid run is no reason to prefer a lesser one
                 break
         if outcome.winner:
             outcome.metric = test_scores(outcome.board, outcome.winner, self.cache)

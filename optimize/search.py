@@ -10,7 +10,7 @@ import numpy as np
 
 from redline import machine
 from redline.bench.stats import ratio_interval
-from redline.errors import GraphError, MissingError
+from redline.errors import GraphError, JobError, MissingError
 from redline.optimize import judge
 from redline.optimize.build import Cache, Candidate, Source, arrays_sha256, build
 from redline.optimize.judge import Finding
@@ -133,7 +133,7 @@ def search(source: Source, recipes: tuple[Recipe, ...], cache: Cache, step: Step
         baseline = Entry(BASELINE, {"build": Finding(Verdict(True, "built"))}, build(BASELINE, source, cache))
         assert baseline.candidate is not None
         baseline.engine = engines.load("torch_eager", baseline.candidate.model, BASELINE.options)
-        reference = judge.answers(baseline.engine, source.calibration, job.sla.rows)
+        reference = _reference(baseline.engine, source)
         score = _score(baseline, source, cache, "validation")
         baseline.findings["invariance"] = judge.invariance(baseline.engine, "fp32", source.calibration)
         baseline.findings["accuracy"] = Finding(
@@ -147,6 +147,19 @@ def search(source: Source, recipes: tuple[Recipe, ...], cache: Cache, step: Step
         _time([baseline, *(e for e in entries if e.alive)], board, cache)
         say("cached" if cache.hits > hits else f"{', '.join(map(str, board.rows))} rows")
     return board
+
+
+def _reference(engine: Engine, source: Source) -> Arrays:
+    """What the source model answers to the calibration rows."""
+    job = source.job
+    try:
+        reference = judge.answers(engine, source.calibration, job.sla.rows)
+    except Exception as e:
+        wanted = f"a tensor for each of {list(job.outputs)}"
+        raise JobError(f"job {job.name}: the model gives no {wanted}: {type(e).__name__}: {e}") from e
+    if bad := [name for name, answer in reference.items() if not np.isfinite(answer).all()]:
+        raise JobError(f"job {job.name}: the model's own answers to the calibration rows are not finite: {bad}")
+    return reference
 
 
 def rows_measured(rows: int) -> tuple[int, ...]:

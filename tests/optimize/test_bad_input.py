@@ -1,6 +1,7 @@
 """Whatever is handed over wrong ends in one line that says what, and in the right exit code."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,19 @@ JOBS: dict[str, tuple[list[tuple[str, str]], str]] = {
     "model is a lambda": ([("model=load_model", "model=lambda: load_model()")], "must be a function at module level"),
     "model is no module": ([("    return net\n", "    return 'net'\n")], "model() gave str, wanted a torch.nn.Module"),
     "model fails": ([("    net = Net()\n", "    raise OSError('no weights')\n")], "model failed at job.py:"),
+    "job that exits": ([("import torch\n", "import torch\n\nraise SystemExit(0)\n")], "fails to import: SystemExit: 0"),
+    "evaluate exits": ([("return float(auc)", "raise SystemExit(0)")], "evaluate failed at job.py:"),
+    "model of a dict": (
+        [(FORWARD, FORWARD.replace("return ", "return dict(score=") + ")")],
+        "a tensor for each of ['score']",
+    ),
+    "model of more inputs": (
+        [("self, ids, dense)", "self, ids, dense, more)")],
+        "missing 1 required positional argument",
+    ),
+    "model of more outputs": ([(FORWARD, FORWARD + ", dense")], "a tensor for each of ['score']: ValueError"),
+    "model of other shapes": ([("nn.Linear(28", "nn.Linear(27")], "shapes cannot be multiplied"),
+    "answers not finite": ([(FORWARD, FORWARD + " / (0 * dense[:, 0])")], "not finite: ['score']"),
     "untraceable": (
         [(FORWARD, f"if dense.sum() > 0:\n            dense = dense * 2\n        {FORWARD}")],
         "torch.export can't trace job tiny's model: job.py:19: if dense.sum() > 0:",
@@ -132,6 +146,9 @@ def test_a_bad_job(what: str, clean_process: Path, capsys: pytest.CaptureFixture
     job = write_job(clean_process, *changes)
     code, said = run([job.name, "--no-prove", "--recipes", "onnxruntime-fp32"], capsys)
     check(what, code, said, 2, message, clean_process)
+    *steps, error = said.splitlines()
+    assert error.startswith("redline optimize: ")
+    assert all(re.match(r" *\d+\.\d s  ", line) for line in steps)  # and nothing a library had to say
 
 
 @pytest.mark.parametrize("what", OPTIONS)

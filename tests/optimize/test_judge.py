@@ -77,6 +77,18 @@ def test_parity_does_not_trust_a_reference_that_is_not_finite() -> None:
     assert not judge.parity(Fake(honest), "int8", INPUTS, broken, 32).verdict
 
 
+def test_infinite_answers_have_no_scale() -> None:
+    endless = Fake(lambda x: np.where(x[:, 0] > 0, np.inf, -np.inf))
+    assert not judge.parity(endless, "int8", INPUTS, endless.infer(INPUTS), 32).verdict
+    assert not judge.invariance(endless, "int8", INPUTS).verdict
+
+
+def test_answers_may_be_booleans() -> None:
+    flags = Fake(lambda x: x[:, 0] > 0)
+    assert judge.parity(flags, "fp32", INPUTS, flags.infer(INPUTS), 32).verdict
+    assert not judge.parity(Fake(lambda x: x[:, 0] < 0), "fp32", INPUTS, flags.infer(INPUTS), 32).verdict
+
+
 def test_parity_is_relative_to_large_answers() -> None:
     large = {"score": REFERENCE["score"] * 1000}
     size = float(np.abs(large["score"]).max())
