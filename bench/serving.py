@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from redline import artifact
-from redline.errors import MissingError
+from redline.errors import BrokenError, MissingError
 
 _GRACE_S = 10.0
 # Before the server itself starts: its cores, and (prctl PR_SET_PDEATHSIG) an end should we be killed.
@@ -54,9 +54,15 @@ def free_ports(count: int) -> list[int]:
 
 
 def _is_ready(url: str) -> bool:
+    """Raises BrokenError when the server says that its golden answers are wrong: it will not get ready."""
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 # always our own http://127.0.0.1
             return bool(answer.status == 200)
+    except urllib.error.HTTPError as e:
+        reason = e.read(10_000).decode(errors="replace")
+        if "golden request" in reason:
+            raise BrokenError(f"the server will not get ready: {reason}") from e
+        return False
     except (urllib.error.URLError, OSError, ValueError):
         return False
 
@@ -89,6 +95,7 @@ def served(
 
     Raises:
         MissingError: it ended or was not ready in time; the message has the end of its log.
+        BrokenError: its golden answers are wrong.
     """
     shim = [sys.executable, "-c", _SHIM, _words(cpus or os.sched_getaffinity(0))]
     with tempfile.TemporaryDirectory(prefix="redline-bench-") as folder:

@@ -11,7 +11,7 @@ from redline.optimize.road import Outcome
 
 
 def print_outcome(outcome: Outcome, out: Path, *, as_json: bool) -> None:
-    console, board, winner = Console(highlight=False), outcome.board, outcome.winner
+    console, board, winner = _console(), outcome.board, outcome.winner
     assert winner is not None
     if as_json:
         print(json.dumps(board.to_json(winner) | {"artifact": str(out), "test": outcome.metric["test"]}))
@@ -29,7 +29,13 @@ def print_outcome(outcome: Outcome, out: Path, *, as_json: bool) -> None:
         ("artifact", f"{out}  (report: {out / 'report.html'})"),
     ]
     for label, text in lines:
-        console.print(f"[bold]{label:<12}[/]{escape(text)}", soft_wrap=True)
+        console.print(f"[bold]{label:<14}[/]{escape(text)}", soft_wrap=True)
+
+
+def _console() -> Console:
+    """As wide as the terminal; wide enough for the table where there is none."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=110)
 
 
 def _proof_lines(outcome: Outcome) -> list[tuple[str, str]]:
@@ -46,7 +52,7 @@ def print_rejection(outcome: Outcome, folder: Path, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(board.to_json(None)))
         return
-    console = Console(highlight=False)
+    console = _console()
     console.print(leaderboard.render(board, None))
     if miss := board.nearest_miss():
         console.print(f"[bold]nearest miss[/] {escape(miss.recipe.name)}: {escape(miss.reason)}", soft_wrap=True)

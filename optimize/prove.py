@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redline import artifact, machine
-from redline.errors import MissingError
+from redline.errors import BrokenError, MissingError
 
 if TYPE_CHECKING:
     from redline.bench.measuring import Load, Subject
@@ -86,7 +86,7 @@ def _highest(path: Path, server: str, say: Say) -> dict[str, Any]:
     try:
         with _running(path, server) as (subject, load, sla):
             found = highest_rate(subject, p99_ms=sla["p99_ms"], start_rps=sla["rate_rps"], load=load)
-    except MissingError as e:
+    except (BrokenError, MissingError) as e:  # this way of serving can't; the other may
         return {"highest_rate": 0.0, "limit_why": str(e), "trials": []}
     return {"highest_rate": found.rate_rps, "limit_why": found.limit_why, "trials": found.as_dict()["trials"]}
 

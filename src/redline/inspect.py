@@ -58,7 +58,8 @@ def _print(found: Artifact) -> None:
     table.add_column(style="bold", no_wrap=True)
     for label, value in _facts(found).items():
         table.add_row(label, value)
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    (console if console.is_terminal else Console(highlight=False, width=120)).print(table)
 
 
 def _facts(found: Artifact) -> dict[str, str]:
