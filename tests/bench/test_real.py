@@ -14,7 +14,7 @@ import pytest
 from redline.bench.measuring import Load, Subject, highest_rate, measure, measure_pair
 from redline.bench.report import write
 from redline.bench.serving import free_ports, served
-from redline.errors import MissingError
+from redline.errors import BrokenError, MissingError
 
 _REQUEST = {"x": np.zeros((1, 2), np.float32)}
 _BODY = b'{"outputs":[{"name":"y","datatype":"FP32","shape":[2],"data":[1,2]}]}'
@@ -147,3 +147,22 @@ def test_locust_carries_the_same_verdict(tmp_path: Path) -> None:
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "held: p99" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("reason", "error"),
+    [("replaying golden requests", MissingError), ("golden request 3: output score differs", BrokenError)],
+)
+def test_a_server_that_answers_wrong_is_not_waited_for(reason: str, error: type[Exception]) -> None:
+    port = free_ports(1)[0]
+    code = (
+        "import http.server, sys\n"
+        "class H(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self): self.send_response(503); self.end_headers(); self.wfile.write(sys.argv[2].encode())\n"
+        "    def log_message(self, *a): pass\n"
+        "http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), H).serve_forever()\n"
+    )
+    command = [sys.executable, "-c", code, str(port), reason]
+    waiting = served(command, f"http://127.0.0.1:{port}/", timeout_s=2)
+    with pytest.raises(error, match="not ready after|will not get ready"), waiting:
+        pass
