@@ -164,5 +164,5 @@ def test_a_server_that_answers_wrong_is_not_waited_for(reason: str, error: type[
     )
     command = [sys.executable, "-c", code, str(port), reason]
     waiting = served(command, f"http://127.0.0.1:{port}/", timeout_s=2)
-    with pytest.raises(error, match="not ready after|will not get ready"), waiting:
+    with pytest.raises(error, match=r"not ready after|will not get ready"), waiting:
         pass
