@@ -52,5 +52,5 @@ job = Job(
     evaluate=evaluate,
     metric="auc",
     gate=Gate(max_drop=0.002, floor=0.775),
-    sla=SLA(p99="50ms", rate=250, rows=500),
+    sla=SLA(p99="50ms", rate=300, rows=500),
 )
