@@ -86,7 +86,7 @@ def invariance(engine: Engine, precision: str, inputs: Arrays) -> Finding:
         found[label] = difference({name: a[:_TARGETS] for name, a in company.items()}, alone)
     worst, limit = max(found.values()), INVARIANCE[precision] * scale(alone)
     if worst <= limit:
-        return Finding(Verdict(True, f"a row's answer moves by at most {worst:.1e}"), found | {"worst": worst})
+        return Finding(Verdict(True, f"a row's answer moves by at most {worst:.2g}"), found | {"worst": worst})
     label = max(found, key=lambda k: found[k]).replace("_x", " x ")
     return Finding(
         Verdict(False, f"not batchable: {label} move a row's answer by {worst:.2g} (allowed {limit:.0e})"),

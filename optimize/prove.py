@@ -85,7 +85,7 @@ def _highest(path: Path, server: str, say: Say) -> dict[str, Any]:
     say(f"highest rate of {artifact.load(path).manifest.recipe['name']} on {server} …")
     try:
         with _running(path, server) as (subject, load, sla):
-            found = highest_rate(subject, p99_ms=sla["p99_ms"], start_rps=sla["rate_rps"], load=load)
+            found = highest_rate(subject, p99_ms=sla["p99_ms"], start_rps=sla["rate_rps"], load=load, say=say)
     except (BrokenError, MissingError) as e:  # this way of serving can't; the other may
         return {"highest_rate": 0.0, "limit_why": str(e), "trials": []}
     return {"highest_rate": found.rate_rps, "limit_why": found.limit_why, "trials": found.as_dict()["trials"]}
