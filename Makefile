@@ -44,7 +44,7 @@ fmt: $(READY) ## format and fix imports
 
 bench: $(READY) ## the goals of bench/goals.toml, measured and printed as held or missed (after `make demo`)
 	@test -f $(DEMO)/artifact/manifest.json || $(MAKE) --no-print-directory demo
-	@$(BIN)/python -m redline.bench.goals $(DEMO)/artifact --baseline $(DEMO)/baseline
+	@PYTHONPATH=examples/recommender $(BIN)/python -m redline.bench.goals $(DEMO)/artifact --baseline $(DEMO)/baseline
 
 clean: ## what was made here; the cache of data, steps and servers stays
 	rm -rf $(VENV) out build dist src/*.egg-info .mypy_cache .ruff_cache .hypothesis .coverage*
