@@ -4,17 +4,14 @@ import argparse
 import json
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from redline import artifact
 from redline.bench.arrivals import KINDS
+from redline.bench.questions import Questions, golden_questions, read_questions
 from redline.bench.wire import PROTOCOLS, parse_target
 from redline.errors import UsageError
-from redline.tensors import Arrays
 from redline.units import duration_ns
 
 if TYPE_CHECKING:
@@ -42,48 +39,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print the report as JSON, nothing else")
 
 
-@dataclass(frozen=True, slots=True)
-class _Questions:
-    requests: list[Arrays]
-    expected: list[Arrays]
-    tolerance: float
-    model: str
-    sla: dict[str, Any]
-
-
-def golden_questions(found: artifact.Artifact) -> _Questions:
-    """An artifact's golden requests, those of its SLA's size where there are any."""
-    cases, rows = found.golden(), found.manifest.sla.get("rows")
-    cases = [c for c in cases if len(next(iter(c[0].values()))) == rows] or cases
-    manifest = found.manifest
-    return _Questions(
-        [c[0] for c in cases], [c[1] for c in cases], manifest.replay_tolerance, manifest.name, manifest.sla
-    )
-
-
-def read_questions(path: Path) -> _Questions:
-    """From an artifact folder, or an .npz with "{i}/in/{name}" arrays: those answers can't be checked."""
-    if path.suffix != ".npz":
-        return golden_questions(artifact.load(path))
-    cases: dict[int, Arrays] = {}
-    try:
-        with np.load(path, allow_pickle=False) as z:
-            for key in z.files:
-                index, kind, name = key.split("/", 2)
-                if kind == "in":
-                    cases.setdefault(int(index), {})[name] = z[key]
-    except (OSError, ValueError) as e:
-        raise UsageError(f'{path}: wanted an .npz with arrays named "0/in/NAME", "1/in/NAME": {e}') from e
-    if not cases:
-        raise UsageError(f'{path}: no arrays named "0/in/NAME"')
-    return _Questions([c for _, c in sorted(cases.items())], [], 0.0, "", {})
-
-
 def _is_url(target: str) -> bool:
     return "://" in target
 
 
-def _questions(args: argparse.Namespace) -> _Questions:
+def _questions(args: argparse.Namespace) -> Questions:
     if args.requests:
         return read_questions(args.requests)
     for target in (args.target, args.compare):
@@ -92,7 +52,7 @@ def _questions(args: argparse.Namespace) -> _Questions:
     raise UsageError(f"what shall {args.target} be asked? Give --requests ARTIFACT (or an .npz of requests)")
 
 
-def _subject(target: str, asked: _Questions, args: argparse.Namespace, cores: set[int], stack: ExitStack) -> "Subject":
+def _subject(target: str, asked: Questions, args: argparse.Namespace, cores: set[int], stack: ExitStack) -> "Subject":
     """Serves an artifact until the stack closes; its own answers are golden for itself only."""
     from redline.bench.measuring import Subject
     from redline.bench.serving import serve_artifact

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from redline import artifact
-from redline.bench.command import golden_questions
 from redline.bench.measuring import Load, Subject, highest_rate, measure
+from redline.bench.questions import asking
 from redline.bench.results import SearchReport
-from redline.bench.serving import free_ports, serve_artifact, served, split_cores
+from redline.bench.serving import free_ports, served, split_cores
 from redline.errors import RedlineError, UsageError
 
 _GOALS = Path(__file__).with_name("goals.toml")
@@ -131,14 +131,10 @@ def _say(line: str) -> None:
 
 def _search(path: Path, protocol: str, *, peer: bool) -> SearchReport:
     found = artifact.load(path)
-    asked, sla = golden_questions(found), found.manifest.sla
-    server, generator, placement = split_cores()
+    sla = found.manifest.sla
     _say(f"highest rate of {path} over {protocol}{', plain KServe' if peer else ''}")
     command = [sys.executable, str(_PEER)] if peer else None
-    with serve_artifact(path, "auto", server, command=command) as running:
-        url = running.grpc_url if protocol == "grpc" else running.http_url
-        subject = Subject(url, running.model, asked.requests, asked.expected, asked.tolerance, protocol)
-        load = Load(cpus=generator, server_cpus=server - generator, placement=placement)
+    with asking(found, protocol=protocol, command=command) as (subject, load):
         return highest_rate(
             subject, p99_ms=sla["p99_ms"], start_rps=sla["rate_rps"], load=load, precision=0.02, say=_say
         )

@@ -20,9 +20,9 @@ from geventhttpclient import HTTPClient
 from locust import User, events, task
 
 from redline.bench.arrivals import schedule
-from redline.bench.command import read_questions
 from redline.bench.connections import Answer
 from redline.bench.load import Run
+from redline.bench.questions import read_questions
 from redline.bench.stats import MISS, Latencies
 from redline.bench.verdict import EXIT_CODES, RedLine, judge
 from redline.bench.wire import PROTOCOLS, Reader, encode_binary, encode_json, encode_v1, parse_target

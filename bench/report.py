@@ -8,7 +8,7 @@ from typing import Any
 
 from redline.bench.results import Report, SearchReport
 from redline.bench.verdict import words_rate
-from redline.page import AMBER, BLUE, GRAY, RED, Section, drawing, figure_svg, render
+from redline.page import AMBER, BLUE, GRAY, RED, Section, drawing, figure_svg, red_line, render
 
 _COLORS = (BLUE, AMBER)
 _NINES = (0.5, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9995)
@@ -43,8 +43,7 @@ def _percentiles(reports: Sequence[Report]) -> Section:
                     *zip(*points, strict=True), color=color, label=report.model if len(reports) == 1 else report.url
                 )
         line = reports[0].sla_p99_ms
-        ax.axhline(line, color=RED, linewidth=1.5)
-        ax.annotate(f"red line {line:g} ms", (0.0, line), color=RED, xytext=(4, 4), textcoords="offset points")
+        red_line(ax, line, f"red line {line:g} ms")
         ax.axvline(2, color=GRAY, linewidth=1, linestyle=(0, (3, 3)))
         ax.set_xticks([-math.log10(1 - q) for q in _NINES], [f"p{100 * q:g}" for q in _NINES])
         ax.set(xlim=(0, 3.4), ylim=(0, None), ylabel="latency (ms)")

@@ -10,20 +10,10 @@ import numpy as np
 
 from redline.bench.connections import Answer
 from redline.errors import UsageError, missing_extra
-from redline.tensors import Arrays
+from redline.tensors import WIRE, Arrays, largest_gap
 
 PROTOCOLS = ("http-binary", "http-json", "v1", "grpc")
-_TO_V2 = {
-    "bool": "BOOL",
-    "int8": "INT8",
-    "uint8": "UINT8",
-    "int32": "INT32",
-    "int64": "INT64",
-    "float16": "FP16",
-    "float32": "FP32",
-    "float64": "FP64",
-}
-_FROM_V2 = {v2: dtype for dtype, v2 in _TO_V2.items()}
+_FROM_V2 = {v2: dtype for dtype, v2 in WIRE.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +47,9 @@ def parse_target(url: str, model: str, protocol: str) -> Target:
 
 
 def _tensor(name: str, array: np.ndarray[Any, Any]) -> dict[str, Any]:
-    if array.dtype.name not in _TO_V2:
-        raise UsageError(f"input {name!r}: dtype {array.dtype} can't travel; known: {', '.join(_TO_V2)}")
-    return {"name": name, "datatype": _TO_V2[array.dtype.name], "shape": list(array.shape)}
+    if array.dtype.name not in WIRE:
+        raise UsageError(f"input {name!r}: dtype {array.dtype} can't travel; known: {', '.join(WIRE)}")
+    return {"name": name, "datatype": WIRE[array.dtype.name], "shape": list(array.shape)}
 
 
 def encode_binary(arrays: Arrays) -> tuple[bytes, int]:
@@ -175,8 +165,7 @@ def differs(got: Arrays, want: Arrays, tolerance: float) -> str | None:
     for name, expected in want.items():
         if got[name].size != expected.size:
             return f"output {name!r} has shape {list(got[name].shape)}, golden has {list(expected.shape)}"
-        gap = np.abs(got[name].astype(np.float64).ravel() - expected.astype(np.float64).ravel())
-        worst = float(gap.max(initial=0.0))
+        worst = largest_gap(got[name], expected)
         if not worst <= tolerance:  # a NaN is no match
             return f"output {name!r} differs from the golden answer by {worst:.3g}, allowed {tolerance:.3g}"
     return None

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from redline.optimize.build import Source
 from redline.runtimes.engines import Engine
-from redline.tensors import Arrays
+from redline.tensors import Arrays, largest_gap
 from redline.verdict import Verdict
 
 # Largest |answer - source model's| on real inputs, as a share of the answers' scale. The accuracy gate decides what a
@@ -39,8 +39,7 @@ def difference(answers: Arrays, reference: Arrays) -> float:
         have = answers.get(name)
         if have is None or have.shape != want.shape or not (np.isfinite(have).all() and np.isfinite(want).all()):
             return float("inf")
-        if want.size:
-            worst = max(worst, float(np.abs(have.astype(np.float64) - want.astype(np.float64)).max()))
+        worst = max(worst, largest_gap(have, want))
     return worst
 
 

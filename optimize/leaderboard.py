@@ -31,7 +31,7 @@ def _line(entry: Entry, board: Board, winner: Entry | None) -> list[str]:
     accuracy = entry.findings.get("accuracy")
     figures = [f"{accuracy.figures['value']:.4f}", f"{accuracy.figures['drop']:+.4f}"] if accuracy else ["", ""]
     if entry.times:
-        ratios = [f"{board.speedup(entry)[str(rows)]['ratio']:.2f}" for rows in board.rows]
+        ratios = [f"{board.baseline.median_ms(rows) / entry.median_ms(rows):.2f}" for rows in board.rows]
         timing = [*ratios, f"{entry.median_ms(at):.2f}", f"{at / entry.median_ms(at):.0f}"]
     else:
         timing = [""] * (len(board.rows) + 2)

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from redline import page
 from redline.bench.report import conditions_section
-from redline.page import AMBER, BLUE, GRAY, GREEN, RED, Section, drawing, figure_svg
+from redline.page import AMBER, BLUE, GRAY, GREEN, Section, drawing, figure_svg, red_line
 from redline.verdict import Verdict
 
 _COLORS = (BLUE, AMBER, GREEN, "#8b5cf6", "#14b8a6", "#db2777", "#a16207", GRAY)
@@ -105,9 +105,7 @@ def _accuracy_against_latency(board: dict[str, Any]) -> Section:
             )
         base = board["baseline"]["verdicts"]["accuracy"]["value"]
         lowest = max(base - board["gate"]["max_drop"], board["gate"].get("floor", -math.inf))
-        ax.axhline(lowest, color=RED, linewidth=1.5)
-        ax.annotate(f"gate {lowest:.4f}", (0, lowest), xycoords=("axes fraction", "data"), xytext=(4, 4),
-                    textcoords="offset points", color=RED)  # fmt: skip
+        red_line(ax, lowest, f"gate {lowest:.4f}")
         ax.set(xlabel=f"ms a request of {at} rows", ylabel=f"{name} on validation", xlim=(0, None))
         ax.margins(y=0.15)
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -156,7 +154,7 @@ def _under_load(sla: dict[str, Any]) -> Section:
             if curve := found.get("at_rate", {}).get("curve"):
                 points = [(-math.log10(1 - q), min(ms, top) if ms is not None else top) for q, ms in curve]
                 ax.plot(*zip(*points, strict=True), color=color, label=label)
-        _red_line(ax, line)
+        red_line(ax, line, f"red line {line:g} ms")
         ax.axvline(2, color=GRAY, linewidth=1, linestyle=(0, (3, 3)))
         ax.set_xticks([-math.log10(1 - q) for q in _NINES], [f"p{100 * q:g}" for q in _NINES])
         ax.set(xlim=(0, 3.1), ylim=(0, None), ylabel="latency (ms)")
@@ -177,7 +175,7 @@ def _rates(sla: dict[str, Any]) -> Section:
                 ax.plot(*zip(*place, strict=True), "o-", markersize=4, color=color, label=label)
             if found["highest_rate"]:
                 ax.axvline(found["highest_rate"], color=color, linewidth=1, linestyle=(0, (3, 3)))
-        _red_line(ax, line)
+        red_line(ax, line, f"red line {line:g} ms")
         ax.set(xlabel="requests per second", ylabel="p99 (ms)", xlim=(0, None), ylim=(0, top * 1.05))
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         svg = figure_svg(fig, "p99 against rate")
@@ -186,12 +184,6 @@ def _rates(sla: dict[str, Any]) -> Section:
         f"Every rate that was tried; dashed: the highest that was confirmed. Readings over {top:g} ms are drawn there."
     )
     return Section("Highest rate", text, svg, ("server", "holds", "what stopped it"), rows)
-
-
-def _red_line(ax: Any, ms: float) -> None:
-    ax.axhline(ms, color=RED, linewidth=1.5)
-    ax.annotate(f"red line {ms:g} ms", (0, ms), xycoords=("axes fraction", "data"), xytext=(4, 4),
-                textcoords="offset points", color=RED)  # fmt: skip
 
 
 def _verdicts(board: dict[str, Any]) -> Section:

@@ -8,7 +8,7 @@ from redline import machine
 from redline.artifact import writing
 from redline.optimize import artifact
 from redline.optimize.build import Cache, Source
-from redline.optimize.prove import Proof, prove
+from redline.optimize.prove import Proof, Say, prove
 from redline.optimize.recipe import Recipe
 from redline.optimize.report import render
 from redline.optimize.search import Board, Entry, Step, search, test_scores
@@ -57,17 +57,23 @@ class Road:
             "conditions": machine.conditions(),
             "code": machine.code_sha256("bench", "optimize/prove.py", "runtimes", "model_repo_templates"),
         }
-        with self.step(f"proof of {contender.recipe.name}") as say, TemporaryDirectory(prefix="redline-") as folder:
-            trial, baseline = Path(folder) / "winner", Path(folder) / "baseline"
-            self._write(trial, contender, board.baseline)
-            self._write(baseline, board.baseline, board.baseline)
+        with self.step(f"proof of {contender.recipe.name}") as say:
             hits = self.cache.hits
             table = self.cache.value(
-                key, lambda: prove(trial, baseline, say).table, keep=lambda table: Proof(table).status != "invalid"
+                key,
+                lambda: self._load_test(board, contender, say).table,
+                keep=lambda table: Proof(table).status != "invalid",
             )
             proof = Proof(table)
             say(f"{proof.status}: {proof.why}" + (" (cached)" if self.cache.hits > hits else ""))
         return proof
+
+    def _load_test(self, board: Board, contender: Entry, say: Say) -> Proof:
+        with TemporaryDirectory(prefix="redline-") as folder:
+            trial, baseline = Path(folder) / "winner", Path(folder) / "baseline"
+            self._write(trial, contender, board.baseline)
+            self._write(baseline, board.baseline, board.baseline)
+            return prove(trial, baseline, say)
 
     def _write(self, folder: Path, entry: Entry, baseline: Entry) -> None:
         folder.mkdir()
@@ -103,8 +109,5 @@ class Road:
 def _contenders(board: Board) -> list[Entry]:
     """The best batchable survivor; then the best of the others, which wins only where no batchable one holds."""
     ranking = board.ranking()
-    return [
-        next(e for e in ranking if e.batchable is kind)
-        for kind in (True, False)
-        if any(e.batchable is kind for e in ranking)
-    ]
+    kinds = ([e for e in ranking if e.batchable is batchable] for batchable in (True, False))
+    return [kind[0] for kind in kinds if kind]

@@ -13,18 +13,8 @@ import orjson
 from numpy.typing import NDArray
 
 from redline.errors import RedlineError, RequestError
-from redline.tensors import Arrays, Tensor
+from redline.tensors import WIRE, Arrays, Tensor
 
-WIRE = {
-    "bool": "BOOL",
-    "int8": "INT8",
-    "uint8": "UINT8",
-    "int32": "INT32",
-    "int64": "INT64",
-    "float16": "FP16",
-    "float32": "FP32",
-    "float64": "FP64",
-}
 _JSON_TYPES: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
 
 

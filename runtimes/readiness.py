@@ -2,10 +2,8 @@
 
 from collections.abc import Awaitable, Callable
 
-import numpy as np
-
 from redline.artifact import Artifact
-from redline.tensors import Arrays
+from redline.tensors import Arrays, largest_gap
 from redline.verdict import Verdict
 
 Infer = Callable[[Arrays], Awaitable[Arrays]]
@@ -34,7 +32,7 @@ def _differs(answers: Arrays, wanted: Arrays, tolerance: float, whose: str) -> V
         got = answers.get(name)
         if got is None or got.shape != want.shape:
             return Verdict(True, f"output {name} has shape {None if got is None else got.shape}, wanted {want.shape}")
-        off = float(np.abs(got.astype(np.float64) - want.astype(np.float64)).max(initial=0.0))
+        off = largest_gap(got, want)
         if not off <= tolerance:
             return Verdict(True, f"output {name} differs{whose} by {off:.3g} > {tolerance:g}")
     return Verdict(False, "same")

@@ -16,7 +16,7 @@ from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from redline.errors import RedlineError, RequestError, UsageError
 from redline.runtimes import codec
 from redline.runtimes.predictor import NotReadyError, OverloadedError, Predictor
-from redline.tensors import Arrays
+from redline.tensors import WIRE, Arrays
 
 log = logging.getLogger("redline.serve")
 _CONTENTS = {
@@ -106,7 +106,7 @@ def encode(predictor: Predictor, call: codec.Call, answers: Arrays, raw: bool) -
     raw = raw or any(answers[name].dtype.name not in _CONTENTS for name in call.outputs)
     for name in call.outputs:
         array = answers[name]
-        output = response.outputs.add(name=name, datatype=codec.WIRE[array.dtype.name], shape=array.shape)
+        output = response.outputs.add(name=name, datatype=WIRE[array.dtype.name], shape=array.shape)
         if raw:
             response.raw_output_contents.append(np.ascontiguousarray(array).tobytes())
         else:

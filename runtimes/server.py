@@ -18,10 +18,9 @@ import uvloop
 
 from redline.artifact import Artifact
 from redline.errors import UsageError
-from redline.runtimes import codec
 from redline.runtimes.predictor import Backend, Predictor
 from redline.runtimes.rest import App, Rest
-from redline.tensors import Tensor
+from redline.tensors import WIRE, Tensor
 
 log = logging.getLogger("redline.serve")
 _LINGER_S = 0.5  # after SIGTERM: still answering, unready and closing connections, while balancers look elsewhere
@@ -163,4 +162,4 @@ class _Serving:
 
 
 def _metadata(tensor: Tensor) -> dict[str, Any]:
-    return {"name": tensor.name, "datatype": codec.WIRE[tensor.dtype], "shape": [-1, *tensor.row_shape]}
+    return {"name": tensor.name, "datatype": WIRE[tensor.dtype], "shape": [-1, *tensor.row_shape]}

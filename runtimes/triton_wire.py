@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from redline.runtimes.codec import WIRE
-from redline.tensors import Arrays, Tensor
+from redline.tensors import WIRE, Arrays, Tensor
 
 
 class Connection(asyncio.Protocol):

@@ -15,9 +15,7 @@ from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer
 from redline import artifact
 from redline.errors import UsageError
 from redline.runtimes import engines
-from redline.tensors import Arrays
-
-_DTYPES = {"float32": "FP32", "float64": "FP64", "float16": "FP16", "int64": "INT64", "int32": "INT32", "bool": "BOOL"}
+from redline.tensors import WIRE, Arrays
 
 
 class Eager(Model):  # type: ignore[misc]
@@ -40,7 +38,7 @@ class Eager(Model):  # type: ignore[misc]
     def _response(self, request: InferRequest, answers: Arrays) -> InferResponse:
         outputs = []
         for name, array in answers.items():
-            output = InferOutput(name, list(array.shape), _DTYPES[array.dtype.name])
+            output = InferOutput(name, list(array.shape), WIRE[array.dtype.name])
             output.set_data_from_numpy(np.ascontiguousarray(array), binary_data=True)
             outputs.append(output)
         return InferResponse(request.id or "", self.name, outputs, use_binary_outputs=request.use_binary_outputs)

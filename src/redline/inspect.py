@@ -53,11 +53,12 @@ def replay(found: Artifact) -> str:
 def _print(found: Artifact) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     for label, value in _facts(found).items():
-        table.add_row(label, value)
+        table.add_row(label, Text(value))
     console = Console(highlight=False)
     (console if console.is_terminal else Console(highlight=False, width=120)).print(table)
 
@@ -84,15 +85,15 @@ def _evidence(found: Artifact) -> dict[str, str]:
     m, facts = found.manifest, {}
     if (board := found.evidence("leaderboard")) and board["speedup"]:
         rows, speed = list(board["speedup"].items())[-1]
-        interval = f"95 % interval \\[{speed['low']:.2f}, {speed['high']:.2f}]"
+        interval = f"95 % interval [{speed['low']:.2f}, {speed['high']:.2f}]"
         facts["speed-up"] = f"{speed['ratio']:.2f} x PyTorch eager at {rows} rows, {interval}"
     if scores := m.metric.get("test"):
         facts[f"test {m.metric['name']}"] = f"{scores['source']:.4f} before, {scores['candidate']:.4f} after"
     if sla := found.evidence("sla"):
         rates = {**sla["engines"], "unoptimized": sla["baseline"]} if "baseline" in sla else sla["engines"]
         facts["highest rate"] = ", ".join(f"{name} {found['highest_rate']:.0f}/s" for name, found in rates.items())
-    return facts | {"proof": f"{m.proof}: {m.proof_why}".replace("[", "\\[")}
+    return facts | {"proof": f"{m.proof}: {m.proof_why}"}
 
 
 def _brackets(shape: tuple[int | str, ...]) -> str:
-    return "\\[" + ", ".join(map(str, shape)) + "]"  # escaped: rich reads brackets as markup
+    return f"[{', '.join(map(str, shape))}]"

@@ -72,6 +72,14 @@ def drawing(width: float = 8.0, height: float = 3.0) -> Iterator[tuple["Figure",
         yield fig, fig.add_subplot()
 
 
+def red_line(ax: "Axes", at: float, label: str) -> None:
+    """What must not be crossed, and its name at the left end."""
+    ax.axhline(at, color=RED, linewidth=1.5)
+    ax.annotate(
+        label, (0, at), xycoords=("axes fraction", "data"), xytext=(4, 4), textcoords="offset points", color=RED
+    )
+
+
 def figure_svg(fig: "Figure", label: str = "") -> Markup:
     """fig as inline SVG: text stays text, ids are its own, ink follows the page's color; label is read to the blind."""
     import matplotlib as mpl

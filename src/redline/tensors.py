@@ -10,7 +10,17 @@ from numpy.typing import NDArray
 from redline.errors import JobError, RequestError
 
 Arrays = dict[str, NDArray[Any]]
-DTYPES = ("bool", "int8", "uint8", "int32", "int64", "float16", "float32", "float64")
+WIRE = {  # NumPy's name → the Open Inference Protocol's (v2)
+    "bool": "BOOL",
+    "int8": "INT8",
+    "uint8": "UINT8",
+    "int32": "INT32",
+    "int64": "INT64",
+    "float16": "FP16",
+    "float32": "FP32",
+    "float64": "FP64",
+}
+DTYPES = tuple(WIRE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +81,11 @@ class Tensor:
     def _place(self, where: NDArray[np.int64]) -> str:
         column = f"{where[-1]} ({self.columns[where[-1]]})" if self.columns else str(where[-1])
         return f"row {where[0]}" + (f", column {column}" if len(where) > 1 else "")
+
+
+def largest_gap(got: NDArray[Any], want: NDArray[Any]) -> float:
+    """Largest |got - want| of as many values, whatever their shapes; NaN where one is."""
+    return float(np.abs(got.astype(np.float64).ravel() - want.astype(np.float64).ravel()).max(initial=0.0))
 
 
 def check_request(specs: tuple[Tensor, ...], arrays: Mapping[str, NDArray[Any]], max_rows: int) -> int:

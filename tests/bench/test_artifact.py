@@ -9,8 +9,8 @@ import pytest
 
 from redline import artifact
 from redline.bench import goals
-from redline.bench.command import golden_questions
 from redline.bench.measuring import Load, Subject, measure
+from redline.bench.questions import golden_questions
 from redline.bench.serving import serve_artifact
 from redline.cli import main
 from redline.tensors import Arrays, Tensor

@@ -156,7 +156,9 @@ def test_a_second_run_builds_nothing(road: Road) -> None:
     assert steps_of(road.cache) == road.made
     said, speed = ran.stdout, road.board["speedup"]["20"]
     assert f"{speed['ratio']:.2f} x PyTorch eager at 20 rows, 95 % interval [{speed['low']:.2f}, " in said
-    assert f"test auc      {road.board['test']['source']:.4f} before, {road.board['test']['candidate']:.4f} after" in said
+    assert (
+        f"test auc      {road.board['test']['source']:.4f} before, {road.board['test']['candidate']:.4f} after" in said
+    )
     assert "proof         unproven: not asked\nartifact      again  (report: again/report.html)\n" in said
     assert all(r.name in said for r in AUTO)
     board = artifact.load(road.folder / "again").evidence("leaderboard")

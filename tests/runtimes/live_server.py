@@ -19,8 +19,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as pb_grpc
 
-from redline.runtimes.codec import WIRE
-from redline.tensors import Arrays
+from redline.tensors import WIRE, Arrays
 
 Entry = tuple[str, str, list[int], Any]  # name, datatype, shape, array
 WIRES = ("v1", "v2", "binary", "grpc")
