@@ -50,15 +50,15 @@ def write(
     cases = golden_cases(source, entry.engine, baseline.engine)
     reference = {f"{i}/{name}": a for i, case in enumerate(cases) for name, a in case[2].items()}
     model = folder / "model" / entry.candidate.model.name
-    model.parent.mkdir()
-    shutil.copyfile(entry.candidate.model, model)
+    shutil.copytree(entry.candidate.model.parent, model.parent, copy_function=shutil.copyfile)
     save_golden(folder / "golden.npz", cases)
-    precision, size = entry.recipe.precision, scale(reference)
+    size = scale(reference)
     invariance = entry.findings.get("invariance")
     manifest = Manifest(
         name=job.name,
         engine=entry.recipe.engine,
         engine_options=dict(entry.recipe.options),
+        kind=entry.recipe.kind,
         model=model.relative_to(folder).as_posix(),
         inputs=job.inputs,
         outputs=_outputs(job.outputs, cases[0][1]),
@@ -66,7 +66,7 @@ def write(
         batchable=entry.batchable,
         batchable_why=invariance.verdict.why if invariance else "",
         replay_tolerance=_replay_tolerance(entry) * size,
-        source_tolerance=PARITY[precision] * size,
+        source_tolerance=source_tolerance(entry, size),
         max_rows=max_rows(source),
         sla={"p99_ms": job.sla.p99_ms, "rate_rps": job.sla.rate, "rows": job.sla.rows},
         serving=_serving(source, entry),
@@ -89,6 +89,13 @@ def _outputs(names: tuple[str, ...], answer: Arrays) -> tuple[Tensor, ...]:
     if missing := [n for n in names if n not in answer]:
         raise JobError(f"the model gives {sorted(answer)}, the job wants outputs {missing}")
     return tuple(Tensor(name=n, dtype=str(answer[n].dtype), shape=("rows", *answer[n].shape[1:])) for n in names)
+
+
+def source_tolerance(entry: Entry, size: float) -> float:
+    """How far answers may lie from the source model's: as parity allows; for a retrained model, as seen."""
+    if not entry.recipe.retrained:
+        return PARITY[entry.recipe.precision] * size
+    return 2.0 * float(entry.findings["parity"].figures["worst"])
 
 
 def _replay_tolerance(entry: Entry) -> float:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from redline import machine
 from redline.artifact import file_sha256
-from redline.errors import JobError
+from redline.errors import GraphError, JobError
 from redline.optimize.job import Job
-from redline.optimize.passes import apply
+from redline.optimize.passes import apply, retrains, writes
 from redline.optimize.recipe import Recipe
 from redline.tensors import Arrays
 from redline.verdict import Verdict
@@ -55,6 +55,7 @@ class Cache:
             return folder
         self._made.add(name)
         scratch = Path(tempfile.mkdtemp(prefix=".making.", dir=self._root))
+        (scratch / "model").mkdir()
         try:
             make(scratch)
             (scratch / "key.json").write_text(json.dumps(key, indent=2, sort_keys=True))
@@ -132,7 +133,7 @@ class Source:
 @dataclass(frozen=True, slots=True)
 class Candidate:
     recipe: Recipe
-    model: Path  # what the engine loads
+    model: Path  # what the engine loads; all that lies in its folder goes into the artifact
     fingerprint: str
     notes: tuple[str, ...]  # what each pass said of itself
 
@@ -148,18 +149,26 @@ def build(recipe: Recipe, source: Source, cache: Cache) -> Candidate:
     }
     notes = []
     for step in recipe.passes:
+        if retrains(step):
+            if source.job.finetune is None:
+                raise GraphError(
+                    f"{type(step).__name__} needs a job with `finetune`: a function that trains the model on"
+                )
+            key["finetune"] = source.evaluation_sha256
         key = {"pass": type(step).__name__, **asdict(step), "before": _digest(key)}
 
         def make(out: Path, step: Any = step, before: Path | None = before) -> None:
-            said: Verdict = apply(step, before, source, out / "model.onnx")
+            said: Verdict = apply(step, before, source, out / "model" / writes(step))
             _write_json(out / "said.json", said.why)
 
         folder = cache.step(key, make)
-        before = folder / "model.onnx"
+        before = folder / "model" / writes(step)
         notes.append(f"{type(step).__name__}: {json.loads((folder / 'said.json').read_text())}")
     if before is None:
-        folder = cache.step(key | {"factory": source.job.factory}, lambda out: _write_factory(out, source.job))
-        before = folder / "factory.json"
+        folder = cache.step(
+            key | {"factory": source.job.factory}, lambda out: _write_factory(out / "model", source.job)
+        )
+        before = folder / "model" / "factory.json"
     return Candidate(recipe, before, _digest([key, recipe.to_json()]), tuple(notes))
 
 

@@ -63,6 +63,7 @@ class Job:
     sla: SLA
     outputs: tuple[str, ...] = ("score",)
     metric: str = "metric"
+    finetune: "Callable[[nn.Module], None] | None" = None  # trains it on in place, a little; unlocks pruning and QAT
     requests: Callable[[int, int], list[Arrays]] | None = None  # (count, rows) → real requests; else calibration rows
     preprocess: str | None = None  # "module:function", run by the predictor
     postprocess: str | None = None

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from redline.errors import UsageError
-from redline.optimize.passes import ExportOnnx, MergeEmbeddings, Pass, QuantizeDynamic, QuantizeStatic
+from redline.optimize.passes import ExportOnnx, MergeEmbeddings, Pass, QuantizeDynamic, QuantizeStatic, retrains
 
 _PASSES: dict[str, type[Pass]] = {p.__name__: p for p in (ExportOnnx, MergeEmbeddings, QuantizeDynamic, QuantizeStatic)}
 
@@ -23,6 +23,15 @@ class Recipe:
         if any(isinstance(p, QuantizeDynamic | QuantizeStatic) for p in self.passes):
             return "int8"
         return str(self.options.get("precision", "fp32"))
+
+    @property
+    def kind(self) -> str:
+        """What the last pass leaves in the artifact (a kind of redline.runtimes.engines.table)."""
+        return str(getattr(type(self.passes[-1]), "KIND", "onnx")) if self.passes else "module"
+
+    @property
+    def retrained(self) -> bool:
+        return any(retrains(p) for p in self.passes)
 
     def to_json(self) -> dict[str, Any]:
         passes = [{"pass": type(p).__name__, **asdict(p)} for p in self.passes]

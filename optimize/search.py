@@ -62,7 +62,7 @@ class Entry:
             "rows_per_s_per_core": {str(rows): round(rows / self.median_ms(rows) * 1e3) for rows in self.times},
         }
         if self.candidate and self.recipe is not BASELINE:
-            table["size_bytes"] = self.candidate.model.stat().st_size
+            table["size_bytes"] = sum(p.stat().st_size for p in self.candidate.model.parent.iterdir())
         return table
 
 
@@ -181,7 +181,7 @@ def _judge(recipe: Recipe, source: Source, cache: Cache, step: Step, reference: 
             return entry
         entry.findings["build"] = Finding(Verdict(True, "cached" if cached else "built"))
         entry.findings["parity"] = judge.parity(
-            entry.engine, recipe.precision, source.calibration, reference, job.sla.rows
+            entry.engine, recipe.precision, source.calibration, reference, job.sla.rows, retrained=recipe.retrained
         )
         entry.findings["invariance"] = judge.invariance(entry.engine, recipe.precision, source.calibration)
         if entry.alive:

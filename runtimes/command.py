@@ -12,6 +12,7 @@ from redline import artifact as artifacts
 from redline.artifact import Artifact
 from redline.errors import UsageError, missing_extra
 from redline.runtimes import engines
+from redline.runtimes.engines.table import pick
 from redline.runtimes.predictor import Backend
 from redline.units import size_bytes
 
@@ -68,9 +69,10 @@ def run(args: argparse.Namespace) -> int:
     with server.bind(args.host, args.http_port) as http:
         server.bind(args.host, args.grpc_port).close()  # gRPC binds it itself, later
         artifact = artifacts.load(args.artifact)
-        if artifact.manifest.engine not in engines.NAMES:
+        choice = pick(artifact.manifest.kind, artifact.manifest.target, artifact.manifest.engine)
+        if choice.engine not in engines.NAMES:
             known = ", ".join(engines.NAMES)
-            raise UsageError(f"{args.artifact}: engine {artifact.manifest.engine!r} is unknown here; known: {known}")
+            raise UsageError(f"{args.artifact}: {choice}; not an engine of this process ({known})")
         if not _NAME.fullmatch(artifact.manifest.name):
             raise UsageError(
                 f"{args.artifact}: {artifact.manifest.name!r} can't be part of a URL; wanted {_NAME.pattern}"

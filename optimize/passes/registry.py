@@ -18,9 +18,22 @@ class Pass(Protocol):
     __dataclass_fields__: "ClassVar[dict[str, Field[Any]]]"
 
 
+def writes(config: Pass) -> str:
+    """The name of the file that the pass leaves: `model.onnx`, unless its class says otherwise in `WRITES`."""
+    return str(getattr(type(config), "WRITES", "model.onnx"))
+
+
+def retrains(config: Pass) -> bool:
+    """Whether the pass trains the model on (`RETRAINS = True`), so that its answers are meant to differ."""
+    return bool(getattr(type(config), "RETRAINS", False))
+
+
 @singledispatch
 def apply(config: Pass, before: Path | None, source: "Source", out: Path) -> Verdict:
-    """Write to `out` what the pass makes of the ONNX graph at `before` (None: of the source model itself).
+    """Write to `out` what the pass makes of the file at `before` (None: of the source model itself).
+
+    A pass may put more files beside `out`: all of them go into the artifact's model folder. Most passes take an ONNX
+    graph; those that retrain leave weights (`model.safetensors`) that ExportOnnx takes.
 
     Returns what the pass did, or why it left the graph as it was.
 

@@ -46,6 +46,8 @@ class Manifest:
     proof: str  # held | broken | unproven
     proof_why: str
     engine_options: dict[str, Any] = field(default_factory=dict)
+    kind: str = "onnx"  # what lies in model/: a kind of redline.runtimes.engines.table
+    target: str = "cpu"  # cpu, or cuda:sm_86
     serving: dict[str, Any] = field(default_factory=dict)  # mode, max_inflight, max_batch_rows
     metric: dict[str, Any] = field(default_factory=dict)  # gate, validation and test figures, before and after
     source_sha256: str = ""

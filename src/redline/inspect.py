@@ -8,6 +8,7 @@ from pathlib import Path
 from redline import artifact
 from redline.artifact import Artifact
 from redline.errors import BrokenError
+from redline.runtimes.engines.table import pick
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -66,9 +67,11 @@ def _print(found: Artifact) -> None:
 def _facts(found: Artifact) -> dict[str, str]:
     m = found.manifest
     size = sum(p.stat().st_size for p in found.path.rglob("*") if p.is_file())
+    engine = pick(m.kind, m.target, m.engine)
     facts = {
         "artifact": f"{m.name} ({size / 2**20:.1f} MiB, {len(m.files)} files, every hash checked)",
         "recipe": f"{m.recipe['name']}: {' → '.join(p['pass'] for p in m.recipe['passes']) or 'as it is'} → {m.engine}",
+        "engine": f"{engine} ({m.kind} on {m.target})",
         "inputs": ", ".join(f"{t.name} {t.dtype}{_brackets(t.shape)}" for t in m.inputs),
         "outputs": ", ".join(f"{t.name} {t.dtype}{_brackets(t.shape)}" for t in m.outputs),
         "batchable": f"{'yes' if m.batchable else 'no'}: {m.batchable_why}",
