@@ -27,7 +27,8 @@ class Layer:
 
 def quantize(x: NDArray[np.float32], scale: float) -> NDArray[np.int8]:
     """ONNX QuantizeLinear with zero point 0: round half to even, saturate."""
-    return np.clip(np.rint(x / np.float32(scale)), -128, 127).astype(np.int8)
+    steps: NDArray[np.float32] = np.clip(np.rint(x / np.float32(scale)), -128, 127)
+    return steps.astype(np.int8)
 
 
 def reference(x: NDArray[np.float32], layers: Sequence[Layer]) -> NDArray[np.float32]:
