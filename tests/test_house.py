@@ -45,7 +45,8 @@ def test_runtimes_never_import_optimize() -> None:
 
 @pytest.mark.parametrize(
     "road",
-    ["import redline", *(f"main([{c!r}, '--help'])" for c in ("optimize", "inspect", "serve", "bench")), "main([])"],
+    ["import redline", "main([])"]
+    + [f"main([{c!r}, '--help'])" for c in ("optimize", "inspect", "serve", "bench", "deploy")],
 )
 def test_nothing_heavy_loads_before_it_is_needed(road: str, tmp_path: Path) -> None:
     code = (

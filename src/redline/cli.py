@@ -15,6 +15,7 @@ _COMMANDS = {
     "inspect": ("redline.inspect", "what an artifact is, where it came from, whether it is whole"),
     "serve": ("redline.runtimes.command", "serve an artifact (KServe; embedded engine or Triton)"),
     "bench": ("redline.bench.command", "open-loop load test with a pass/fail verdict on the SLA"),
+    "deploy": ("redline.model_repo_templates.deploy", "write the manifests that roll an artifact out on KServe"),
 }
 _EPILOG = (
     "exit codes: 0 done and held; 1 a gate or the SLA broke; 2 bad usage or input; 3 this machine can't (what is "
