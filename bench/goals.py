@@ -34,6 +34,7 @@ class Goal:
     comparison: str  # ">=" or "<="
     value: float
     why: str
+    suite: str = "road"  # who measures it: this module, or redline.kernels.bench for "kernels"
 
     def reached_by(self, value: float) -> bool:
         return value >= self.value if self.comparison == ">=" else value <= self.value
@@ -50,14 +51,14 @@ class Figure:
         return max(self.high - self.value, self.value - self.low) > _WIDE * abs(self.value)
 
 
-def read_goals(path: Path = _GOALS) -> list[Goal]:
+def read_goals(path: Path = _GOALS, *, suite: str = "road") -> list[Goal]:
     try:
         goals = [Goal(**row) for row in tomllib.loads(path.read_text())["goal"]]
     except (TypeError, KeyError, tomllib.TOMLDecodeError) as e:
         raise UsageError(f"{path}: wanted [[goal]] tables with name, metric, comparison, value, why: {e}") from e
     if wrong := [g.name for g in goals if g.comparison not in (">=", "<=")]:
         raise UsageError(f"{path}: comparison is '>=' or '<=', see {wrong}")
-    return goals
+    return [g for g in goals if g.suite == suite]
 
 
 def judge_goal(goal: Goal, figure: Figure | None) -> str:
@@ -149,11 +150,8 @@ def served_figures(path: Path, baseline: Path) -> dict[str, Figure]:
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def run(args: argparse.Namespace) -> int:
-    figures = figures_of_evidence(artifact.load(args.artifact)) | generator_figures()
-    if args.baseline:
-        figures |= served_figures(args.artifact, args.baseline)
-    goals = read_goals()
+def judge_goals(figures: dict[str, Figure], goals: list[Goal]) -> int:
+    """Prints every goal as held or missed, and the other figures beside; the exit code."""
     results = [(goal, figures.get(goal.metric)) for goal in goals]
     for goal, figure in results:
         words = f"{figure.value:.4g} [{figure.low:.4g}, {figure.high:.4g}]" if figure else "not measured"
@@ -162,10 +160,17 @@ def run(args: argparse.Namespace) -> int:
         f = figures[name]
         print(f"{'beside':9}  {name}: {f.value:.4g} [{f.low:.4g}, {f.high:.4g}]")
     verdicts = [judge_goal(goal, figure) for goal, figure in results]
+    return next((_EXIT[v] for v in (_MISSED, _NO_RESULT) if v in verdicts), 0)
+
+
+def run(args: argparse.Namespace) -> int:
+    figures = figures_of_evidence(artifact.load(args.artifact)) | generator_figures()
+    if args.baseline:
+        figures |= served_figures(args.artifact, args.baseline)
     if args.json:
         table: dict[str, Any] = {name: asdict(f) for name, f in figures.items()}
         args.json.write_text(json.dumps(table, indent=2) + "\n")
-    return next((_EXIT[v] for v in (_MISSED, _NO_RESULT) if v in verdicts), 0)
+    return judge_goals(figures, read_goals())
 
 
 def main() -> int:

@@ -2,17 +2,25 @@
 
     x [rows, k] float32 → quantize → (int8 by int8 → int32 → scale, bias, activation → quantize) a layer → [rows, n]
 
+The node's inputs: x [..., k], input_scales [layers], activations [layers] (0 none, 1 ReLU, 2 sigmoid), then for each
+layer weight [n, k] int8, weight_scale [n], bias [n]; all but x are constants. NaN counts as the lowest step, -128, as
+in ONNX Runtime's QuantizeLinear; infinities saturate.
 Scales are static (from calibration), one per tensor for what flows and one per channel for weights, so a row's answer
 does not depend on its neighbors.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    import onnx
+
+DOMAIN, NAME, VERSION = "ai.redline", "FusedMlp", 1
+MAX_K = 131_071  # 128 * 128 * k stays in int32
 Activation = Literal["none", "relu", "sigmoid"]
 
 
@@ -27,7 +35,7 @@ class Layer:
 
 def quantize(x: NDArray[np.float32], scale: float) -> NDArray[np.int8]:
     """ONNX QuantizeLinear with zero point 0: round half to even, saturate."""
-    steps: NDArray[np.float32] = np.clip(np.rint(x / np.float32(scale)), -128, 127)
+    steps: NDArray[np.float32] = np.fmin(np.fmax(np.rint(x / np.float32(scale)), -128), 127)
     return steps.astype(np.int8)
 
 
@@ -35,10 +43,54 @@ def reference(x: NDArray[np.float32], layers: Sequence[Layer]) -> NDArray[np.flo
     """What every implementation must give. x: [rows, k of the first layer] → [rows, n of the last]."""
     for layer in layers:
         entered = quantize(x, layer.input_scale).astype(np.int32)
-        accumulated = entered @ layer.weight.astype(np.int32).T  # exact in int32 up to k = 131,072
+        accumulated = entered @ layer.weight.astype(np.int32).T  # exact in int32 up to MAX_K
         x = accumulated.astype(np.float32) * (np.float32(layer.input_scale) * layer.weight_scale) + layer.bias
         if layer.activation == "relu":
             x = np.maximum(x, np.float32(0))
         elif layer.activation == "sigmoid":
             x = np.float32(1) / (np.float32(1) + np.exp(-x))
     return x
+
+
+def constants(layers: Sequence[Layer]) -> dict[str, NDArray[Any]]:
+    """The node's inputs after x, in order."""
+    found: dict[str, NDArray[Any]] = {
+        "input_scales": np.array([layer.input_scale for layer in layers], np.float32),
+        "activations": np.array([get_args(Activation).index(layer.activation) for layer in layers], np.int64),
+    }
+    for i, layer in enumerate(layers):
+        found |= {
+            f"weight{i}": np.ascontiguousarray(layer.weight),
+            f"weight_scale{i}": layer.weight_scale,
+            f"bias{i}": layer.bias,
+        }
+    return found
+
+
+def schema() -> "onnx.defs.OpSchema":
+    """For onnx.checker and shape inference (`onnx.defs.register_schema`); ONNX Runtime asks the library itself."""
+    from onnx import defs
+
+    def infer(context: "onnx.shape_inference.InferenceContext") -> None:
+        x, weight = (context.get_input_type(i).tensor_type for i in (0, context.get_num_inputs() - 3))
+        y = context.get_output_type(0)
+        y.tensor_type.elem_type = x.elem_type
+        y.tensor_type.shape.CopyFrom(x.shape)
+        y.tensor_type.shape.dim[-1].CopyFrom(weight.shape.dim[0])
+        context.set_output_type(0, y)
+
+    option = defs.OpSchema.FormalParameterOption
+    made = defs.OpSchema(
+        NAME,
+        DOMAIN,
+        VERSION,
+        doc=__doc__ or "",
+        inputs=[
+            defs.OpSchema.FormalParameter("x", "tensor(float)"),
+            defs.OpSchema.FormalParameter("constants", "T", param_option=option.Variadic, is_homogeneous=False),
+        ],
+        outputs=[defs.OpSchema.FormalParameter("y", "tensor(float)")],
+        type_constraints=[("T", ["tensor(float)", "tensor(int8)", "tensor(int64)"], "scales, codes, weights")],
+    )
+    made.set_type_and_shape_inference_function(infer)
+    return made

@@ -1,0 +1,148 @@
+"""FusedMlp beside its rivals on the layers of a DLRM's top MLP, `python -m redline.kernels.bench`.
+
+Process CPU time of one thread, rounds interleaved, medians; every subject answers the timed inputs rightly before its
+row counts. The peak is a loop of the dot instruction on registers alone, interleaved with the rest.
+"""
+
+import sys
+import tempfile
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from redline import machine
+from redline.bench.goals import Figure, judge_goals, read_goals
+from redline.bench.stats import ratio_interval
+from redline.errors import MeasurementError, RedlineError
+from redline.kernels import build
+from redline.kernels.fused_mlp import graphs, native, operator, shapes
+from redline.optimize.latency import Times, measure
+from redline.runtimes import engines
+from redline.runtimes.engines import Engine
+from redline.tensors import Arrays
+
+_ROWS = (1, 12, 100, 512)
+_PEAK_STEPS = 20_000
+_LAYERS = shapes.chain(shapes.DLRM_TOP, "sigmoid")
+_OPERATIONS = 2 * sum(layer.weight.size for layer in _LAYERS)  # a row
+# What a fused answer may differ by is its own exp; the rivals round biases and, before a ReLU, once more.
+_ALLOWED = {"fused": 1e-6, "kernel": 1e-6, "onnxruntime": 0.05, "onnxruntime, lean": 0.05, "openvino": 0.05}
+
+
+class _Kernel:
+    """The C entry alone."""
+
+    def __init__(self, library: Path) -> None:
+        self._mlp = native.FusedMlp(library, _LAYERS)
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        return {"y": self._mlp(inputs["x"])}
+
+
+class _Call(_Kernel):
+    """The same with no rows: what calling it from Python costs."""
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        return super().infer({"x": inputs["x"][:0]})
+
+
+class _Peak:
+    def __init__(self, library: Path) -> None:
+        self._run = partial(native.load(library).redline_int8_peak, _PEAK_STEPS)
+        self.operations = 2 * self._run()
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        self._run()
+        return {}
+
+
+def subjects(folder: Path, library: Path) -> dict[str, Engine]:
+    """`lean` is the Q/DQ graph without the rounding between product and ReLU, which spares a rival three nodes."""
+    import onnx
+
+    def saved(name: str, model: onnx.ModelProto) -> Path:
+        onnx.save(model, folder / name)
+        return folder / name
+
+    (folder / library.name).write_bytes(library.read_bytes())
+    one = {"threads": 1}
+    found = {
+        "fused": engines.load("onnxruntime", saved("fused.onnx", graphs.fused(_LAYERS)), one),
+        "onnxruntime": engines.load("onnxruntime", saved("plain.onnx", graphs.quantized(_LAYERS)), one),
+    }
+    lean = saved("lean.onnx", graphs.quantized(_LAYERS, rounds_products=False))
+    found["onnxruntime, lean"] = engines.load("onnxruntime", lean, one)
+    found["openvino"] = engines.load("openvino", lean, one)
+    return found | {"kernel": _Kernel(library), "call": _Call(library), "peak": _Peak(library)}
+
+
+def verify(running: Mapping[str, Engine], requests: Mapping[int, list[Arrays]]) -> None:
+    """Raises MeasurementError where a subject doesn't answer the timed inputs as the reference does."""
+    for rows, pool in requests.items():
+        for request in pool:
+            want = operator.reference(request["x"], _LAYERS)
+            for name, allowed in _ALLOWED.items():
+                have = running[name].infer(request)["y"]
+                gap = float(np.abs(have - want).max()) if have.shape == want.shape else np.inf
+                if not gap <= allowed:
+                    raise MeasurementError(
+                        f"{name} at {rows} rows: {list(have.shape)}, {gap:.2g} off the reference (allowed {allowed:g})"
+                    )
+
+
+def figures_of(times: Mapping[str, Times], peak_operations: int) -> dict[str, Figure]:
+    found = {}
+    for rows in _ROWS:
+        rival = min(("onnxruntime", "onnxruntime, lean"), key=lambda name: np.median(times[name][rows]))
+        found[f"fused_mlp_over_onnxruntime_{rows}"] = Figure(*ratio_interval(times[rival][rows], times["fused"][rows]))
+        found[f"fused_mlp_over_openvino_{rows}"] = Figure(
+            *ratio_interval(times["openvino"][rows], times["fused"][rows])
+        )
+        if peak_operations:
+            alone = np.maximum(times["kernel"][rows] - int(np.median(times["call"][rows])), 1)
+            # Peak time for the row's operations, over the kernel's time.
+            share, low, high = ratio_interval(times["peak"][rows], alone)
+            per = _OPERATIONS * rows / peak_operations
+            found[f"fused_mlp_peak_share_{rows}"] = Figure(share * per, low * per, high * per)
+    return found
+
+
+def table(times: Mapping[str, Times], peak_operations: int) -> str:
+    lines = [f"{'us (GOP/s)':20}" + "".join(f"{rows:>8} rows   " for rows in _ROWS)]
+    for name in (*_ALLOWED, "call"):
+        us = [float(np.median(times[name][rows])) / 1e3 for rows in _ROWS]
+        work = ["" if name == "call" else f"({_OPERATIONS * r / u / 1e3:.0f})" for r, u in zip(_ROWS, us, strict=True)]
+        lines.append(f"{name:20}" + "".join(f"{u:8.1f} {w:7}" for u, w in zip(us, work, strict=True)))
+    if peak_operations:
+        peak = [peak_operations / float(np.median(times["peak"][rows])) for rows in _ROWS]
+        lines.append(f"{'peak':20}" + "".join(f"{'':8} {f'({p:.0f})':7}" for p in peak))
+    return "\n".join(lines)
+
+
+def main() -> int:
+    try:
+        isa = next(isa for isa in reversed(build.isas()) if not machine.weaker(machine.isa(), isa))
+        rng = np.random.default_rng(0)
+        requests: dict[int, list[Arrays]] = {
+            rows: [{"x": rng.standard_normal((rows, shapes.DLRM_TOP[0])).astype(np.float32)} for _ in range(4)]
+            for rows in _ROWS
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            running = subjects(Path(folder), build.library(isa))
+            verify(running, requests)
+            times = measure(running, requests, rounds=200)
+        peak = running["peak"]
+        operations = peak.operations if isinstance(peak, _Peak) else 0
+        here = machine.conditions()
+        print(f"FusedMlp {'-'.join(map(str, shapes.DLRM_TOP))}, INT8, {isa}; {here['cpu']}; one thread, CPU time")
+        print(table(times, operations))
+        return judge_goals(figures_of(times, operations), read_goals(suite="kernels"))
+    except RedlineError as e:
+        print(f"kernels: {e}", file=sys.stderr)
+        return e.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+// The C entry of ai.redline::FusedMlp. Everything in a made kernel is read-only but its pool of scratch, which has a
+// lock: one kernel may run on any number of threads at once.
+#pragma once
+#include <stdint.h>
+
+#define REDLINE_API extern "C" __attribute__((visibility("default")))
+
+enum RedlineActivation { kRedlineNone = 0, kRedlineRelu = 1, kRedlineSigmoid = 2 };
+
+struct RedlineLayer {
+  const int8_t* weight;       // [n, k]
+  const float* weight_scale;  // [n]
+  const float* bias;          // [n]
+  int64_t n, k;
+  float input_scale;   // of the int8 numbers that enter
+  int32_t activation;  // sigmoid: of the last layer only
+};
+
+struct RedlineFusedMlp;
+
+// Packs the layers; they may be freed afterwards. Returns the kernel, or null with the reason in `why`.
+REDLINE_API RedlineFusedMlp* redline_fused_mlp_create(const RedlineLayer* layers, int64_t count, char* why,
+                                                      int64_t why_size);
+// x [rows, k of the first layer] → y [rows, n of the last]; rows may be 0. False: no memory.
+REDLINE_API bool redline_fused_mlp_run(RedlineFusedMlp* mlp, const float* x, int64_t rows, float* y);
+REDLINE_API void redline_fused_mlp_free(RedlineFusedMlp* mlp);
+
+// The roofline: runs the format's dot instruction on registers alone; returns how many multiply-adds that were.
+REDLINE_API int64_t redline_int8_peak(int64_t steps);

@@ -1,0 +1,60 @@
+"""The kernels' benchmark: no figure without the right answer, and figures that mean what they say."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from redline.errors import MeasurementError
+from redline.kernels import bench, build
+from redline.kernels.fused_mlp import operator, shapes
+from redline.runtimes.engines import Engine
+from redline.tensors import Arrays
+
+
+class Answer:
+    """The reference, plus a little."""
+
+    def __init__(self, extra: float = 0.0, rows: int | None = None) -> None:
+        self._extra, self._rows = extra, rows
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        return {"y": operator.reference(inputs["x"], bench._LAYERS)[: self._rows] + np.float32(self._extra)}
+
+
+REQUESTS: dict[int, list[Arrays]] = {2: [{"x": np.ones((2, shapes.DLRM_TOP[0]), np.float32)}]}
+RIGHT: dict[str, Engine] = dict.fromkeys(bench._ALLOWED, Answer())
+
+
+def test_right_answers_pass() -> None:
+    bench.verify(RIGHT, REQUESTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "why"),
+    [
+        ("fused", Answer(1e-5), "fused at 2 rows: .* 1e-05 off the reference"),
+        ("openvino", Answer(0.1), "openvino at 2 rows"),
+        ("kernel", Answer(rows=1), r"kernel at 2 rows: \[1, 1\], inf off"),
+        ("onnxruntime", Answer(float("nan")), "onnxruntime at 2 rows"),
+    ],
+)
+def test_a_wrong_answer_is_no_measurement(name: str, wrong: Engine, why: str) -> None:
+    with pytest.raises(MeasurementError, match=why):
+        bench.verify(RIGHT | {name: wrong}, REQUESTS)
+
+
+def test_figures() -> None:
+    """The rival is the faster of the two graphs; the peak's share leaves out what the call costs."""
+    ns = {"fused": 10, "onnxruntime": 40, "onnxruntime, lean": 30, "openvino": 20, "kernel": 9, "call": 1, "peak": 4}
+    times = {name: {rows: np.full(5, t * 1000, np.int64) for rows in bench._ROWS} for name, t in ns.items()}
+    figures = bench.figures_of(times, bench._OPERATIONS * 100)
+    assert figures["fused_mlp_over_onnxruntime_100"].value == pytest.approx(3.0)
+    assert figures["fused_mlp_over_openvino_100"].value == pytest.approx(2.0)
+    assert figures["fused_mlp_peak_share_100"].value == pytest.approx(0.5)  # 4 us of peak for the work done in 8
+
+
+def test_every_subject_runs(tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="needs redline[openvino]")
+    running = bench.subjects(tmp_path, build.library("portable"))
+    bench.verify({name: running[name] for name in bench._ALLOWED}, REQUESTS)
