@@ -19,6 +19,7 @@ from redline.artifact import file_sha256
 from redline.errors import GraphError, JobError
 from redline.optimize.job import Job
 from redline.optimize.passes import apply, retrains, writes
+from redline.optimize.passes.registry import code
 from redline.optimize.recipe import Recipe
 from redline.tensors import Arrays
 from redline.verdict import Verdict
@@ -156,6 +157,8 @@ def build(recipe: Recipe, source: Source, cache: Cache) -> Candidate:
                 )
             key["finetune"] = source.evaluation_sha256
         key = {"pass": type(step).__name__, **asdict(step), "before": _digest(key)}
+        if rooms := code(step):
+            key["code"] = machine.code_sha256(*rooms)
 
         def make(out: Path, step: Any = step, before: Path | None = before) -> None:
             said: Verdict = apply(step, before, source, out / "model" / writes(step))

@@ -25,6 +25,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, metavar="R", help="requests/s of the proof; default: the job's")
     parser.add_argument("--rows", type=int, metavar="N", help="rows in a request; default: the job's")
     parser.add_argument("--max-drop", type=float, metavar="X", help="largest loss of the metric; default: the job's")
+    parser.add_argument(
+        "--target", default="cpu", metavar="cpu|cuda:sm_86", help="a GPU's engine is built here, and measured there"
+    )
     parser.add_argument("--no-prove", action="store_true", help="skip the load test; the artifact says `unproven`")
     parser.add_argument("--fresh", action="store_true", help="redo every step, cached or not")
     parser.add_argument("--out", type=Path, metavar="DIR", help="new folder (default: out/JOB-1, -2, ...)")
@@ -43,18 +46,28 @@ def run(args: argparse.Namespace) -> int:
         raise missing_extra("optimize", f"`redline optimize` (here: {e.name})") from e
     from redline.optimize import ending
     from redline.optimize.build import Cache, Source
-    from redline.optimize.job import load_job
+    from redline.optimize.job import Job, load_job
+    from redline.optimize.passes.tensorrt import require_library
     from redline.optimize.progress import Progress
-    from redline.optimize.recipe import choose
+    from redline.optimize.recipe import auto_recipes, choose
     from redline.optimize.road import Road
 
-    job = _with_overrides(load_job(args.job), args)
-    recipes = choose(args.recipes, job.recipes)
-    out = args.out or _next_folder(Path("out"), job.name)
+    found = load_job(args.job)
     _let_servers_find(args.job.parent)
-    with writing(out) as folder, Progress(len(recipes) + (2 if args.no_prove else 3)) as progress:
+    if not isinstance(found, Job):
+        from redline.optimize.llm import run as run_language_job
+
+        return run_language_job(found, args)
+    job = _with_overrides(found, args)
+    recipes = choose(args.recipes, job.recipes, auto_recipes(args.target, job.sla), finetune=job.finetune is not None)
+    if args.target != "cpu":
+        require_library()
+        args.no_prove = True  # no such device here
+    steps = 1 + (args.target == "cpu") + (not args.no_prove)  # the source model, latency, proof
+    out = args.out or _next_folder(Path("out"), job.name)
+    with writing(out) as folder, Progress(len(recipes) + steps) as progress:
         cache = Cache(cache_folder() / "steps", fresh=args.fresh)
-        road = Road(Source(job, args.job), cache, progress.step, shlex.join(["redline", *sys.argv[1:]]))
+        road = Road(Source(job, args.job), cache, progress.step, shlex.join(["redline", *sys.argv[1:]]), args.target)
         outcome = road.walk(recipes, with_proof=not args.no_prove)
         if args.baseline:
             road.write_baseline(args.baseline, outcome.board)

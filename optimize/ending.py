@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from redline.optimize import leaderboard
 from redline.optimize.road import Outcome
+from redline.optimize.search import Board, Entry
 
 
 def print_outcome(outcome: Outcome, out: Path, *, as_json: bool) -> None:
@@ -17,13 +18,12 @@ def print_outcome(outcome: Outcome, out: Path, *, as_json: bool) -> None:
         print(json.dumps(board.to_json(winner) | {"artifact": str(out), "test": outcome.metric["test"]}))
         return
     console.print(leaderboard.render(board, winner))
-    at = str(board.rows[-1])
-    speed, test = board.speedup(winner)[at], outcome.metric["test"]
-    interval = f"95 % interval [{speed['low']:.2f}, {speed['high']:.2f}]"
+    test = outcome.metric["test"]
     console.print()
     lines = [
         ("recipe", winner.recipe.name + ("" if winner.batchable else " (not batchable)")),
-        ("speed-up", f"{speed['ratio']:.2f} x PyTorch eager at {at} rows, {interval}"),
+        *_engine_lines(board, winner),
+        ("speed-up", _speedup(board, winner)),
         (f"test {board.source.job.metric}", f"{test['source']:.4f} before, {test['candidate']:.4f} after"),
         *_proof_lines(outcome),
         ("artifact", f"{out}  (report: {out / 'report.html'})"),
@@ -38,9 +38,24 @@ def _console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=110)
 
 
+def _engine_lines(board: Board, winner: Entry) -> list[tuple[str, str]]:
+    """What was proven of an engine that can't run here."""
+    if not board.unmeasured or winner.candidate is None:
+        return []
+    return [("engine", winner.candidate.notes[-1].split("; ")[0])]
+
+
+def _speedup(board: Board, winner: Entry) -> str:
+    at = str(board.rows[-1])
+    if not (found := board.speedup(winner)):
+        return f"not measured; {winner.recipe.name} is the first recipe for {board.target} that keeps the gate"
+    interval = f"95 % interval [{found[at]['low']:.2f}, {found[at]['high']:.2f}]"
+    return f"{found[at]['ratio']:.2f} x PyTorch eager at {at} rows, {interval}"
+
+
 def _proof_lines(outcome: Outcome) -> list[tuple[str, str]]:
     if outcome.proof is None:
-        return [("proof", "unproven: not asked")]
+        return [("proof", f"unproven: {outcome.board.unmeasured or 'not asked'}")]
     table = outcome.proof.table
     rates = ", ".join(f"{name} {found['highest_rate']:.0f}/s" for name, found in table["engines"].items())
     lines = [("highest rate", f"{rates}; unoptimized {table['baseline']['highest_rate']:.0f}/s")]

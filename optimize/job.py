@@ -18,6 +18,7 @@ from redline.units import duration_ns
 if TYPE_CHECKING:
     from torch import nn
 
+    from redline.optimize.llm_job import LanguageJob
     from redline.optimize.recipe import Recipe
 
 Predict = Callable[[Arrays], Arrays]
@@ -50,6 +51,11 @@ class SLA:
     @property
     def p99_ms(self) -> float:
         return duration_ns(self.p99) / 1e6
+
+    @property
+    def max_rows(self) -> int:
+        """The most that one request may hold."""
+        return max(1024, 4 * self.rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +158,7 @@ class Job:
         return float(value)
 
 
-def load_job(path: Path) -> Job:
+def load_job(path: Path) -> "Job | LanguageJob":
     """Import a Python file with `job = Job(...)`; its folder goes first on sys.path.
 
     Raises:
@@ -174,6 +180,8 @@ def load_job(path: Path) -> Job:
     except (Exception, SystemExit) as e:  # exit code 0 would say that all is well
         raise JobError(f"{path} fails to import: {type(e).__name__}: {e}") from e
     found: Any = getattr(module, "job", None)
-    if not isinstance(found, Job):
+    from redline.optimize.llm_job import LanguageJob
+
+    if not isinstance(found, Job | LanguageJob):
         raise JobError(f"{path} has no `job = Job(...)`: found {type(found).__name__}")
     return found

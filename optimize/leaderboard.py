@@ -11,11 +11,12 @@ def render(board: Board, winner: Entry | None) -> RenderableType:
     """One line a candidate, the fastest survivor first, the rejected last; reasons below."""
     job, at = board.source.job, board.rows[-1]
     table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold", caption_justify="left")
-    table.caption = (
+    table.caption = board.unmeasured or (
         f"xN: times PyTorch eager at N rows a request; ms and thousand rows/s per core at {at} rows, one thread"
     )
     table.add_column("recipe", no_wrap=True)
-    for heading in (job.metric, "drop", *(f"x{rows}" for rows in board.rows), "ms", "krows/s"):
+    timing = () if board.unmeasured else (*(f"x{rows}" for rows in board.rows), "ms", "krows/s")
+    for heading in (job.metric, "drop", *timing):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict")
     ranked = board.ranking()
@@ -34,7 +35,7 @@ def _line(entry: Entry, board: Board, winner: Entry | None) -> list[str]:
         ratios = [f"{board.baseline.median_ms(rows) / entry.median_ms(rows):.2f}" for rows in board.rows]
         timing = [*ratios, f"{entry.median_ms(at):.2f}", f"{at / entry.median_ms(at):.0f}"]
     else:
-        timing = [""] * (len(board.rows) + 2)
+        timing = [] if board.unmeasured else [""] * (len(board.rows) + 2)
     return [entry.recipe.name, *figures, *timing, verdict(entry, board, winner)]
 
 

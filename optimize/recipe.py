@@ -5,9 +5,25 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from redline.errors import UsageError
-from redline.optimize.passes import ExportOnnx, MergeEmbeddings, Pass, QuantizeDynamic, QuantizeStatic, retrains
+from redline.optimize.job import SLA
+from redline.optimize.passes import (
+    ExportOnnx,
+    FuseKernels,
+    MergeEmbeddings,
+    Pass,
+    Prune,
+    Qat,
+    QuantizeDynamic,
+    QuantizeStatic,
+    TensorRT,
+    retrains,
+)
+from redline.optimize.passes.tensorrt import TARGETS
 
-_PASSES: dict[str, type[Pass]] = {p.__name__: p for p in (ExportOnnx, MergeEmbeddings, QuantizeDynamic, QuantizeStatic)}
+_PASSES: dict[str, type[Pass]] = {
+    p.__name__: p
+    for p in (ExportOnnx, FuseKernels, MergeEmbeddings, Prune, Qat, QuantizeDynamic, QuantizeStatic, TensorRT)
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +44,11 @@ class Recipe:
     def kind(self) -> str:
         """What the last pass leaves in the artifact (a kind of redline.runtimes.engines.table)."""
         return str(getattr(type(self.passes[-1]), "KIND", "onnx")) if self.passes else "module"
+
+    @property
+    def target(self) -> str:
+        """cpu, or what the last pass builds for (cuda:sm_86)."""
+        return str(getattr(self.passes[-1], "target", "cpu")) if self.passes else "cpu"
 
     @property
     def retrained(self) -> bool:
@@ -82,20 +103,54 @@ AUTO = (
     _auto("openvino-int8-static", _STATIC, "openvino", precision="fp32"),
 )
 
+# Hand-tuned, with fused kernels: tried with `--recipes all` or by name.
+EXPERT = (Recipe(name="onnxruntime-int8-fused", passes=(*_STATIC, FuseKernels()), engine="onnxruntime"),)
 
-def choose(asked: str, own: tuple[Recipe, ...]) -> tuple[Recipe, ...]:
-    """The recipes that `--recipes auto|all|NAME,…` means.
+# Tried with `--recipes all` where the job has `finetune`, or by name.
+RETRAINED = (
+    _auto("onnxruntime-fp32-pruned", (Prune(), *_FP32), "onnxruntime"),
+    _auto("openvino-bf16-pruned", (Prune(), *_FP32), "openvino", precision="bf16"),
+    _auto("onnxruntime-int8-pruned", (Prune(), *_STATIC), "onnxruntime"),
+    _auto("openvino-int8-pruned", (Prune(), *_STATIC), "openvino", precision="fp32"),
+    Recipe(name="onnxruntime-int8-pruned-fused", passes=(Prune(), *_STATIC, FuseKernels()), engine="onnxruntime"),
+    _auto("onnxruntime-int8-qat", (Qat(), *_STATIC), "onnxruntime"),
+    _auto("openvino-int8-qat", (Qat(), *_STATIC), "openvino", precision="fp32"),
+)
+
+
+def auto_recipes(target: str, sla: SLA) -> tuple[Recipe, ...]:
+    """Those that come with Redline. What is tried for a GPU is not timed here: the first that keeps the gate is chosen.
+
+    Raises:
+        UsageError: an unknown target; which there are.
+    """
+    if target == "cpu":
+        return AUTO
+    if target not in TARGETS:
+        raise UsageError(f"--target: no {target!r}; known: cpu, {', '.join(TARGETS)}")
+    build = TensorRT(target=target, rows=sla.rows, max_rows=sla.max_rows)
+    passes = {"tensorrt-int8": (*_STATIC, build), "tensorrt-fp32": (*_FP32, build)}
+    return tuple(Recipe(name=n, passes=p, engine="tensorrt", options={}, track="auto") for n, p in passes.items())
+
+
+def choose(
+    asked: str, own: tuple[Recipe, ...], auto: tuple[Recipe, ...] = AUTO, *, finetune: bool = False
+) -> tuple[Recipe, ...]:
+    """The recipes that `--recipes auto|all|NAME,…` means, of one target; `all` retrains only what the job can finetune.
 
     Raises:
         UsageError: a name that no recipe has, or two have.
     """
-    known = {r.name: r for r in (*AUTO, *own)}
-    if len({*known, BASELINE.name}) != 1 + len(AUTO) + len(own):
+    more = (*EXPERT, *RETRAINED, *own)
+    if len({BASELINE.name, *(r.name for r in (*auto, *more))}) != 1 + len(auto) + len(more):
         raise UsageError(
             f"recipes need names of their own, got {[r.name for r in own]} beside {BASELINE.name} and auto"
         )
-    if asked in ("auto", "all"):
-        return AUTO if asked == "auto" else tuple(known.values())
+    known = {r.name: r for r in (*auto, *(r for r in more if r.target == auto[0].target))}
+    if asked == "auto":
+        return auto
+    if asked == "all":
+        return tuple(r for r in known.values() if finetune or r not in RETRAINED)
     names = [n.strip() for n in asked.split(",") if n.strip()]
     if not names or (unknown := [n for n in names if n not in known]):
         raise UsageError(

@@ -16,7 +16,9 @@ _NINES = (0.5, 0.9, 0.95, 0.99, 0.995, 0.999)
 
 def render(board: dict[str, Any], sla: dict[str, Any] | None) -> str:
     """board, sla: evidence/leaderboard.json and evidence/sla.json."""
-    sections = [_leaderboard(board), _accuracy_against_latency(board), _latency_by_rows(board)]
+    sections = [_leaderboard(board)]
+    if board["baseline"]["latency_ms"]:
+        sections += [_accuracy_against_latency(board), _latency_by_rows(board)]
     if sla:
         sections += [_under_load(sla), _rates(sla)]
     sections += [_verdicts(board), conditions_section(board["conditions"], [("clock", board["clock"])])]
@@ -24,7 +26,8 @@ def render(board: dict[str, Any], sla: dict[str, Any] | None) -> str:
         miss = board["nearest_miss"]
         why = f"nearest miss {miss['name']}: {miss['why']}" if miss else "no candidate could be built"
         return page.render(board["job"], Verdict(False, why), "rejected", _summary(board, sla), sections)
-    verdict = sla["verdict"] if sla else {"status": "unproven", "why": "no load test was asked for"}
+    why = board["clock"] if not board["speedup"] else "no load test was asked for"
+    verdict = sla["verdict"] if sla else {"status": "unproven", "why": why}
     said = Verdict(verdict["status"] == "held", verdict["why"])
     return page.render(board["job"], said, verdict["status"], _summary(board, sla), sections)
 
@@ -32,11 +35,12 @@ def render(board: dict[str, Any], sla: dict[str, Any] | None) -> str:
 def _summary(board: dict[str, Any], sla: dict[str, Any] | None) -> list[tuple[str, object]]:
     if board["winner"] is None:
         return [("candidates", len(board["candidates"])), ("largest drop allowed", board["gate"]["max_drop"])]
-    rows = str(board["rows"][-1])
-    speed, test = board["speedup"][rows], board["test"]
+    rows, test = str(board["rows"][-1]), board["test"]
+    speed = board["speedup"].get(rows)
+    ratio = f"{speed['ratio']:.2f} [{speed['low']:.2f}, {speed['high']:.2f}]" if speed else "not measured"
     figures: list[tuple[str, object]] = [
         ("recipe", board["winner"]),
-        (f"x PyTorch eager at {rows} rows", f"{speed['ratio']:.2f} [{speed['low']:.2f}, {speed['high']:.2f}]"),
+        (f"x PyTorch eager at {rows} rows", ratio),
         (f"test {board['metric']}", f"{test['source']:.4f} → {test['candidate']:.4f}"),
     ]
     if sla:
@@ -89,7 +93,8 @@ def _leaderboard(board: dict[str, Any]) -> Section:
         "MiB",
         "verdict",
     )
-    caption = f"Fastest first. xN: times faster than PyTorch eager at N rows a request; {board['clock']}."
+    order = "Fastest first" if base else "In the order of the recipes"
+    caption = f"{order}. xN: times faster than PyTorch eager at N rows a request; {board['clock']}."
     return Section("Leaderboard", caption, None, columns, lines)
 
 

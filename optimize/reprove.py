@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         write_json(folder / "evidence" / "sla.json", proof.table)
         (folder / "report.html").write_text(render(found.evidence("leaderboard"), proof.table))
         here: dict[str, Any] = {
-            "isa": machine.isa(),
+            "isa": machine.isa() if found.manifest.target == "cpu" else "portable",
             "versions": machine.versions(),
             "command": shlex.join(["redline", *sys.argv[1:]]),
         }

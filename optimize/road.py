@@ -35,9 +35,10 @@ class Road:
     cache: Cache
     step: Step
     command: str  # what reproduces this
+    target: str = "cpu"
 
     def walk(self, recipes: tuple[Recipe, ...], *, with_proof: bool) -> Outcome:
-        outcome = Outcome(search(self.source, recipes, self.cache, self.step))
+        outcome = Outcome(search(self.source, recipes, self.cache, self.step, self.target))
         for contender in _contenders(outcome.board):
             proof = self._prove(outcome.board, contender) if with_proof else None
             if outcome.winner is None or (proof and proof.status == "held"):
@@ -85,7 +86,7 @@ class Road:
         self._write_evidence(folder, outcome)
         artifact.write(
             folder, self.source, outcome.winner, outcome.board.baseline, command=self.command, metric=outcome.metric,
-            proof=outcome.proof,
+            proof=outcome.proof, proof_why=outcome.board.unmeasured or "not asked",
         )  # fmt: skip
 
     def write_baseline(self, out: Path, board: Board) -> None:

@@ -74,9 +74,20 @@ class Board:
     baseline: Entry
     entries: list[Entry]
     rows: tuple[int, ...]
+    target: str = "cpu"
+
+    @property
+    def unmeasured(self) -> str:
+        """Why nothing was timed; empty where it was."""
+        return "" if self.target == "cpu" else f"built, not measured: no {self.target} device here"
 
     def ranking(self) -> list[Entry]:
-        """Survivors, the best first: batchable before not; ties within the interval go to the simpler recipe."""
+        """Survivors, the best first: batchable before not; ties within the interval go to the simpler recipe.
+
+        What was not measured stands in the order of the recipes.
+        """
+        if self.unmeasured:
+            return sorted((e for e in self.entries if e.alive), key=lambda e: not e.batchable)
         at = self.rows[-1]
         left = [e for e in self.entries if e.alive and e.times]
         ranked: list[Entry] = []
@@ -99,7 +110,7 @@ class Board:
 
     def speedup(self, entry: Entry) -> dict[str, dict[str, float]]:
         found = {}
-        for rows in self.rows:
+        for rows in self.rows if entry.times else ():
             ratio, low, high = ratio_interval(self.baseline.times[rows], entry.times[rows])
             found[str(rows)] = {"ratio": ratio, "low": low, "high": high}
         return found
@@ -111,7 +122,8 @@ class Board:
             "metric": self.source.job.metric,
             "gate": {k: v for k, v in asdict(self.source.job.gate).items() if math.isfinite(v)},  # JSON has no Infinity
             "rows": list(self.rows),
-            "clock": "CPU time of one thread, rounds interleaved, medians",
+            "target": self.target,
+            "clock": self.unmeasured or "CPU time of one thread, rounds interleaved, medians",
             "conditions": machine.conditions(),
             "baseline": self.baseline.to_json(),
             "candidates": [e.to_json() for e in self.entries],
@@ -121,8 +133,8 @@ class Board:
         }
 
 
-def search(source: Source, recipes: tuple[Recipe, ...], cache: Cache, step: Step) -> Board:
-    """Build and judge every recipe and the baseline, then time the survivors side by side.
+def search(source: Source, recipes: tuple[Recipe, ...], cache: Cache, step: Step, target: str = "cpu") -> Board:
+    """Build and judge every recipe and the baseline, then time the survivors side by side, if the target is here.
 
     Raises:
         JobError: the source model itself can't be built, traced or scored.
@@ -141,7 +153,9 @@ def search(source: Source, recipes: tuple[Recipe, ...], cache: Cache, step: Step
         )
         say(f"{job.metric} {score:.4f} on validation")
     entries = [_judge(recipe, source, cache, step, reference, score) for recipe in recipes]
-    board = Board(source, baseline, entries, rows_measured(job.sla.rows))
+    board = Board(source, baseline, entries, rows_measured(job.sla.rows), target)
+    if board.unmeasured:
+        return board
     with step("latency, interleaved") as say:
         hits = cache.hits
         _time([baseline, *(e for e in entries if e.alive)], board, cache)
@@ -174,7 +188,7 @@ def _judge(recipe: Recipe, source: Source, cache: Cache, step: Step, reference: 
             hits = cache.hits
             entry.candidate = build(recipe, source, cache)
             cached = cache.hits - hits == len(recipe.passes)
-            entry.engine = engines.load(recipe.engine, entry.candidate.model, recipe.options)
+            entry.engine = _judging_engine(recipe, entry.candidate)
         except (GraphError, MissingError) as e:  # any other is the job's fault, not the candidate's
             entry.findings["build"] = Finding(Verdict(False, str(e)))
             say(f"rejected: {e}")
@@ -188,6 +202,13 @@ def _judge(recipe: Recipe, source: Source, cache: Cache, step: Step, reference: 
             entry.findings["accuracy"] = judge.accuracy(source, _score(entry, source, cache, "validation"), baseline)
         say(("" if entry.alive else "rejected: ") + (entry.reason or entry.findings["accuracy"].verdict.why))
     return entry
+
+
+def _judging_engine(recipe: Recipe, candidate: Candidate) -> Engine:
+    """The recipe's own; for a GPU's plan, which can't run here, ONNX Runtime on the graph that lies beside it."""
+    if recipe.target == "cpu":
+        return engines.load(recipe.engine, candidate.model, recipe.options)
+    return engines.load("onnxruntime", candidate.model.with_name("model.onnx"), {"threads": 1})
 
 
 def _score(entry: Entry, source: Source, cache: Cache, split: str) -> float:

@@ -10,7 +10,7 @@ from types import ModuleType
 
 from redline import artifact as artifacts
 from redline.artifact import Artifact
-from redline.errors import UsageError, missing_extra
+from redline.errors import MissingError, UsageError, missing_extra
 from redline.runtimes import engines
 from redline.runtimes.engines.table import pick
 from redline.runtimes.predictor import Backend
@@ -70,14 +70,21 @@ def run(args: argparse.Namespace) -> int:
         server.bind(args.host, args.grpc_port).close()  # gRPC binds it itself, later
         artifact = artifacts.load(args.artifact)
         choice = pick(artifact.manifest.kind, artifact.manifest.target, artifact.manifest.engine)
-        if choice.engine not in engines.NAMES:
+        if llm := choice.engine == "vllm":
+            from redline.runtimes.llm import check, serve
+
+            check(artifact, args.engine)
+        elif choice.engine not in engines.NAMES:
             known = ", ".join(engines.NAMES)
-            raise UsageError(f"{args.artifact}: {choice}; not an engine of this process ({known})")
+            raise MissingError(
+                f"{args.artifact}: {choice}; not an engine of this process ({known}); on a {artifact.manifest.target} "
+                f"machine, give NVIDIA's Triton what `redline deploy {args.artifact} --out DIR` renders"
+            )
         if not _NAME.fullmatch(artifact.manifest.name):
             raise UsageError(
                 f"{args.artifact}: {artifact.manifest.name!r} can't be part of a URL; wanted {_NAME.pattern}"
             )
-        engine, why = choose_engine(args.engine, artifact)
+        engine, why = (choice.engine, choice.why) if llm else choose_engine(args.engine, artifact)
         print(f"engine: {engine} ({why})", flush=True)
         settings = server.Settings(
             host=args.host,
@@ -87,7 +94,10 @@ def run(args: argparse.Namespace) -> int:
             max_body=max_body,
         )
         server.import_kserve()
-        server.serve(artifact, make_backend(engine, artifact), http, settings)
+        if llm:
+            serve(artifact, http, settings)
+        else:
+            server.serve(artifact, make_backend(engine, artifact), http, settings)
     return 0
 
 

@@ -6,6 +6,8 @@ import numpy as np
 from dlrm import DLRM
 from movielens import DENSE, GENRES, SIZES, auc, requests, splits
 from safetensors.torch import load_file
+from torch import nn
+from train import distill
 
 from redline import SLA, Gate, Job, Tensor
 from redline.errors import JobError
@@ -32,6 +34,10 @@ def evaluate(predict: Callable[[Arrays], Arrays], split: str) -> float:
     return auc(labels, np.concatenate([predict(block)["score"] for block in blocks]))
 
 
+def finetune(model: nn.Module) -> None:
+    distill(model, load_model())
+
+
 job = Job(
     name="recommender",
     model=load_model,
@@ -50,6 +56,7 @@ job = Job(
     calibration=calibration,
     requests=requests,
     evaluate=evaluate,
+    finetune=finetune,
     metric="auc",
     gate=Gate(max_drop=0.002, floor=0.775),
     sla=SLA(p99="50ms", rate=300, rows=500),

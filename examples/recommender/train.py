@@ -14,13 +14,14 @@ from dlrm import DLRM
 from movielens import DENSE, GENRES, SIZES, WHEEL_SHA256, auc, splits
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy
 
 from redline.machine import cache_folder
 from redline.tensors import Arrays
 
 EPOCHS, PATIENCE, BATCH = 20, 3, 1024
+DISTILL_EPOCHS = 6
 RATE = 1e-3
 TABLE_RATE, TABLE_DECAY = 1e-2, 3e-4  # a row of a table is seen rarely: larger steps, pulled back to zero by L2
 AVERAGE = 0.99  # what is measured and kept is the running average of the weights
@@ -36,10 +37,9 @@ def measure(model: DLRM, split: str) -> float:
     return auc(labels, model.eval()(*tensors(arrays)).numpy())
 
 
-def train_epoch(model: DLRM, averaged: DLRM, optimizer: torch.optim.Optimizer) -> float:
+def train_epoch(model: nn.Module, averaged: nn.Module, optimizer: torch.optim.Optimizer, target: Tensor) -> float:
     """One pass over the training rows in random order; the mean loss."""
-    arrays, labels = splits()["train"]
-    inputs, target = tensors(arrays), torch.from_numpy(labels.astype(np.float32))
+    inputs = tensors(splits()["train"][0])
     total = 0.0
     model.train()
     for rows in torch.split(torch.randperm(len(target)), BATCH):
@@ -59,6 +59,7 @@ def train(seed: int) -> tuple[DLRM, float]:
     torch.manual_seed(seed)
     model = DLRM(tuple(SIZES.values()), len(GENRES), len(DENSE))
     averaged = deepcopy(model)
+    target = torch.from_numpy(splits()["train"][1].astype(np.float32))
     tables = [*model.tables.parameters(), *model.genres.parameters()]
     layers = [*model.bottom.parameters(), *model.top.parameters()]
     groups: list[dict[str, Any]] = [
@@ -68,7 +69,7 @@ def train(seed: int) -> tuple[DLRM, float]:
     optimizer = torch.optim.Adam(groups, RATE, fused=True)
     best, best_epoch, kept = 0.0, 0, averaged
     for epoch in range(1, EPOCHS + 1):
-        loss = train_epoch(model, averaged, optimizer)
+        loss = train_epoch(model, averaged, optimizer, target)
         validation = measure(averaged, "validation")
         print(f"epoch {epoch:2}  loss {loss:.4f}  validation AUC {validation:.4f}", flush=True)
         if validation > best:
@@ -76,6 +77,17 @@ def train(seed: int) -> tuple[DLRM, float]:
         elif epoch - best_epoch >= PATIENCE:
             break
     return kept, best
+
+
+def distill(model: nn.Module, teacher: nn.Module) -> None:
+    """Teach the model the teacher's answers to the training rows; labels would be learned by heart in an epoch."""
+    with torch.no_grad():
+        target = teacher.eval()(*tensors(splits()["train"][0]))
+    averaged = deepcopy(model)
+    optimizer = torch.optim.Adam(model.parameters(), RATE, fused=True)
+    for _ in range(DISTILL_EPOCHS):
+        train_epoch(model, averaged, optimizer, target)
+    model.load_state_dict(averaged.state_dict())
 
 
 def fingerprint(seed: int) -> str:

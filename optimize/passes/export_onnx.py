@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from redline.errors import GraphError, JobError
+from redline.errors import JobError
+from redline.optimize.passes import retrained
 from redline.optimize.passes.graph import quiet
 from redline.optimize.passes.registry import apply
 from redline.tensors import Arrays
 from redline.verdict import Verdict
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from redline.optimize.build import Source
 
 _TOLERANCE = 1e-4  # largest |ONNX - PyTorch|, relative to the answers' scale
@@ -27,7 +30,7 @@ _USER_LINE = re.compile(r'raised this error:\n\s+File "([^"]+)", line (\d+), in 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOnnx:
-    """Export the source model."""
+    """Export the source model, or what the passes before it made of its weights."""
 
     opset: int = 20
 
@@ -38,18 +41,17 @@ class ExportOnnx:
 
 @apply.register(ExportOnnx)
 def _(config: ExportOnnx, before: Path | None, source: "Source", out: Path) -> Verdict:
-    if before is not None:
-        raise GraphError("ExportOnnx must be a recipe's first pass")
     job = source.job
+    module = source.module if before is None else retrained.module_of(source, before, "ExportOnnx")
     if clash := {*(t.name for t in job.inputs), *job.outputs} & _OPERATOR_LIKE:
         raise JobError(f"input or output named like an operator makes an invalid graph: rename {sorted(clash)}")
-    _export(config, source, out)
+    _export(config, module, source, out)
     rows = [n for n in (1, 64, 37) if n <= len(next(iter(source.calibration.values())))]
-    worst = max(_difference(source, out, n) for n in rows)
+    worst = max(_difference(module, source, out, n) for n in rows)
     return Verdict(True, f"opset {config.opset}, same answers at {', '.join(map(str, rows))} rows within {worst:.1e}")
 
 
-def _export(config: ExportOnnx, source: "Source", out: Path) -> None:
+def _export(config: ExportOnnx, module: "nn.Module", source: "Source", out: Path) -> None:
     import torch
 
     job = source.job
@@ -60,7 +62,7 @@ def _export(config: ExportOnnx, source: "Source", out: Path) -> None:
         with warnings.catch_warnings(), quiet(), redirect_stdout(sink), redirect_stderr(sink):
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                source.module,
+                module,
                 args,
                 str(out),
                 dynamo=True,
@@ -78,15 +80,15 @@ def _export(config: ExportOnnx, source: "Source", out: Path) -> None:
         raise JobError(f"torch.export can't trace job {job.name}'s model: {reason}") from e
 
 
-def _difference(source: "Source", graph: Path, rows: int) -> float:
-    """Largest difference between graph and source model at this many rows, relative to the answers' scale."""
+def _difference(module: "nn.Module", source: "Source", graph: Path, rows: int) -> float:
+    """Largest difference between graph and module at this many rows, relative to the answers' scale."""
     import torch
 
     from redline.runtimes import engines
 
     inputs: Arrays = {name: a[:rows] for name, a in source.calibration.items()}
     with torch.inference_mode():
-        answer = source.module(*(torch.from_numpy(inputs[t.name]) for t in source.job.inputs))
+        answer = module(*(torch.from_numpy(inputs[t.name]) for t in source.job.inputs))
     wanted = [a.numpy() for a in (answer if isinstance(answer, tuple) else (answer,))]
     try:
         got = engines.load("onnxruntime", graph, {}).infer(inputs)

@@ -19,6 +19,17 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+def graph_before(before: Path | None, what: str) -> Path:
+    """The ONNX graph that an earlier pass left.
+
+    Raises:
+        GraphError: there is none.
+    """
+    if before is None or before.suffix != ".onnx":
+        raise GraphError(f"{what} needs an ONNX graph: put ExportOnnx before it")
+    return before
+
+
 def weight_nodes(graph: Path) -> list[str]:
     """Names of the Gemm/MatMul/Conv nodes whose second input is a weight.
 

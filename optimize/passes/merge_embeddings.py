@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from redline.errors import GraphError
+from redline.optimize.passes.graph import graph_before
 from redline.optimize.passes.registry import apply
 from redline.tensors import Tensor
 from redline.verdict import Verdict
@@ -44,8 +44,7 @@ class _Lookup:
 
 @apply.register(MergeEmbeddings)
 def _(config: MergeEmbeddings, before: Path | None, source: "Source", out: Path) -> Verdict:
-    if before is None:
-        raise GraphError("MergeEmbeddings needs an ONNX graph: put ExportOnnx before it")
+    before = graph_before(before, "MergeEmbeddings")
     import onnx_ir as ir
 
     model = ir.load(before)

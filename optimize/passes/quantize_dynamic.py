@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from redline.errors import GraphError
-from redline.optimize.passes.graph import quiet, weight_nodes
+from redline.optimize.passes.graph import graph_before, quiet, weight_nodes
 from redline.optimize.passes.registry import apply
 from redline.verdict import Verdict
 
@@ -25,8 +24,7 @@ class QuantizeDynamic:
 
 @apply.register(QuantizeDynamic)
 def _(config: QuantizeDynamic, before: Path | None, source: "Source", out: Path) -> Verdict:
-    if before is None:
-        raise GraphError("QuantizeDynamic needs an ONNX graph: put ExportOnnx before it")
+    before = graph_before(before, "QuantizeDynamic")
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     nodes = weight_nodes(before)

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from redline.errors import GraphError
-from redline.optimize.passes.graph import quiet, weight_nodes
+from redline.optimize.passes.graph import graph_before, quiet, weight_nodes
 from redline.optimize.passes.registry import apply
 from redline.tensors import Arrays
 from redline.verdict import Verdict
@@ -49,8 +48,7 @@ class _Reader:
 
 @apply.register(QuantizeStatic)
 def _(config: QuantizeStatic, before: Path | None, source: "Source", out: Path) -> Verdict:
-    if before is None:
-        raise GraphError("QuantizeStatic needs an ONNX graph: put ExportOnnx before it")
+    before = graph_before(before, "QuantizeStatic")
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     nodes = weight_nodes(before)

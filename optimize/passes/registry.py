@@ -28,6 +28,11 @@ def retrains(config: Pass) -> bool:
     return bool(getattr(type(config), "RETRAINS", False))
 
 
+def code(config: Pass) -> tuple[str, ...]:
+    """What else of Redline's own code the pass's result depends on (`CODE`), beside `optimize/passes`."""
+    return tuple(getattr(type(config), "CODE", ()))
+
+
 @singledispatch
 def apply(config: Pass, before: Path | None, source: "Source", out: Path) -> Verdict:
     """Write to `out` what the pass makes of the file at `before` (None: of the source model itself).

@@ -26,7 +26,7 @@ _TABLE = {
     ("onnx", "cpu"): Choice(JUDGED, _IN_PROCESS, "the engine that the leaderboard timed it with"),
     ("fused", "cpu"): Choice("onnxruntime", _IN_PROCESS, "fused nodes are ONNX Runtime custom operators"),
     ("onnx", "cuda"): Choice("triton-onnxruntime", "NVIDIA's Triton", "lets TensorRT build for the device it meets"),
-    ("tensorrt", "cuda"): Choice("tensorrt", "in process, or Triton's tensorrt_plan", "a plan is for one architecture"),
+    ("tensorrt", "cuda"): Choice("tensorrt", "in process, or NVIDIA's Triton", "a plan is for one architecture"),
     ("llm", "cpu"): Choice("vllm", "a supervised process", "PagedAttention (CPU_ATTN here) and continuous batching"),
     ("llm", "cuda"): Choice("vllm", "a supervised process", "PagedAttention and continuous batching"),
 }

@@ -3,6 +3,7 @@
 manifest.json   what it is (see Manifest); sha256 of every other file
 model/          what the engine loads
 golden.npz      golden requests: "{i}/in/{name}", "{i}/out/{name}" (the candidate's), "{i}/ref/{name}" (the source's)
+                of a language model: golden.json, prompts with the logprobs of their likeliest first tokens
 evidence/       leaderboard.json, sla.json
 report.html
 """
@@ -130,13 +131,15 @@ class Artifact:
         Raises:
             ArtifactError: golden.npz holds something else.
         """
-        path, cases = self.path / "golden.npz", dict[int, dict[str, Arrays]]()
+        path, cases = self.path / golden_name(self.manifest), dict[int, dict[str, Arrays]]()
         try:
+            if path.suffix == ".json":
+                return [_golden_prompt(**row) for row in json.loads(path.read_text())]
             with np.load(path, allow_pickle=False) as z:
                 for key in z.files:
                     index, kind, name = key.split("/", 2)
                     cases.setdefault(int(index), {"in": {}, "out": {}, "ref": {}})[kind][name] = z[key]
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as e:
+        except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile) as e:
             raise ArtifactError(f"{path} holds no golden requests: {e}") from e
         return [(c["in"], c["out"], c["ref"]) for _, c in sorted(cases.items())]
 
@@ -161,7 +164,7 @@ def load(path: Path, *, here: str | None = None) -> Artifact:
             raise ArtifactError(f"{path}: {name} is not a file")
         if file_sha256(member) != digest:
             raise ArtifactError(f"{path}: {name} was changed after it was written (sha256 differs); fetch it again")
-    for needed in ("golden.npz", manifest.model):
+    for needed in (golden_name(manifest), manifest.model):
         if needed not in manifest.files and not any(f.startswith(f"{needed}/") for f in manifest.files):
             raise ArtifactError(f"{path}: {needed} is not among the hashed files")
     isa_here = here or machine.isa()
@@ -171,6 +174,18 @@ def load(path: Path, *, here: str | None = None) -> Artifact:
             "run `redline optimize` on this machine"
         )
     return Artifact(path, manifest)
+
+
+def golden_name(manifest: Manifest) -> str:
+    return "golden.json" if manifest.kind == "llm" else "golden.npz"
+
+
+def _golden_prompt(
+    tokens: list[int], top: list[int], logprobs: list[float], source: list[float]
+) -> tuple[Arrays, Arrays, Arrays]:
+    """tokens: the prompt; top: its likeliest next tokens; their logprobs in the artifact's and in the source model."""
+    asked = {"tokens": np.array(tokens, np.int64), "top": np.array(top, np.int64)}
+    return asked, {"logprobs": np.array(logprobs, np.float64)}, {"logprobs": np.array(source, np.float64)}
 
 
 def save_golden(path: Path, cases: list[tuple[Arrays, Arrays, Arrays]]) -> None:

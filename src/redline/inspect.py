@@ -4,6 +4,7 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from redline import artifact
 from redline.artifact import Artifact
@@ -40,12 +41,17 @@ def replay(found: Artifact) -> str:
     from redline.runtimes.readiness import replay as replay_golden
     from redline.tensors import Arrays
 
-    engine = engines.load(found.manifest.engine, found.model, found.manifest.engine_options)
+    if found.manifest.kind == "llm":
+        from redline.runtimes.llm_engine import replay as replay_prompts
 
-    async def infer(inputs: Arrays) -> Arrays:
-        return engine.infer(inputs)
+        verdict = asyncio.run(replay_prompts(found))
+    else:
+        engine = engines.load(found.manifest.engine, found.model, found.manifest.engine_options)
 
-    verdict = asyncio.run(replay_golden(found, infer))
+        async def infer(inputs: Arrays) -> Arrays:
+            return engine.infer(inputs)
+
+        verdict = asyncio.run(replay_golden(found, infer))
     if not verdict:
         raise BrokenError(f"{found.path}: {verdict.why}")
     return f"{verdict.why}: same answers within {found.manifest.replay_tolerance:.0e}"
@@ -72,10 +78,10 @@ def _facts(found: Artifact) -> dict[str, str]:
         "artifact": f"{m.name} ({size / 2**20:.1f} MiB, {len(m.files)} files, every hash checked)",
         "recipe": f"{m.recipe['name']}: {' → '.join(p['pass'] for p in m.recipe['passes']) or 'as it is'} → {m.engine}",
         "engine": f"{engine} ({m.kind} on {m.target})",
-        "inputs": ", ".join(f"{t.name} {t.dtype}{_brackets(t.shape)}" for t in m.inputs),
-        "outputs": ", ".join(f"{t.name} {t.dtype}{_brackets(t.shape)}" for t in m.outputs),
+        "inputs": ", ".join(f"{t.name} {t.dtype}{_brackets(t.shape)}" for t in m.inputs) or "text",
+        "outputs": ", ".join(f"{t.name} {t.dtype}{_brackets(t.shape)}" for t in m.outputs) or "text",
         "batchable": f"{'yes' if m.batchable else 'no'}: {m.batchable_why}",
-        "SLA": f"p99 <= {m.sla['p99_ms']:g} ms at {m.sla['rate_rps']:g}/s, {m.sla['rows']} rows a request",
+        "SLA": _sla(m.kind, m.sla),
         "judged on": f"{m.isa}, " + ", ".join(f"{k} {v}" for k, v in m.versions.items()),
         "source": f"weights and code sha256 {m.source_sha256[:16]}, git {m.git_revision[:12] or 'none'}",
         "made by": m.command,
@@ -89,13 +95,23 @@ def _evidence(found: Artifact) -> dict[str, str]:
     if (board := found.evidence("leaderboard")) and board["speedup"]:
         rows, speed = list(board["speedup"].items())[-1]
         interval = f"95 % interval [{speed['low']:.2f}, {speed['high']:.2f}]"
-        facts["speed-up"] = f"{speed['ratio']:.2f} x PyTorch eager at {rows} rows, {interval}"
+        against = f"bf16 at {rows} streams" if m.kind == "llm" else f"PyTorch eager at {rows} rows"
+        facts["speed-up"] = f"{speed['ratio']:.2f} x {against}, {interval}"
+    if layers := found.evidence("layers"):
+        facts["layers"] = layers["summary"]
     if scores := m.metric.get("test"):
         facts[f"test {m.metric['name']}"] = f"{scores['source']:.4f} before, {scores['candidate']:.4f} after"
-    if sla := found.evidence("sla"):
+    if m.kind != "llm" and (sla := found.evidence("sla")):
         rates = {**sla["engines"], "unoptimized": sla["baseline"]} if "baseline" in sla else sla["engines"]
         facts["highest rate"] = ", ".join(f"{name} {found['highest_rate']:.0f}/s" for name, found in rates.items())
     return facts | {"proof": f"{m.proof}: {m.proof_why}"}
+
+
+def _sla(kind: str, sla: dict[str, Any]) -> str:
+    if kind == "llm":
+        tokens = f"{sla['prompt_tokens']} + {sla['output_tokens']} tokens"
+        return f"TTFT p99 <= {sla['ttft_ms']:g} ms, ITL p99 <= {sla['itl_ms']:g} ms at {sla['rate_rps']:g}/s, {tokens}"
+    return f"p99 <= {sla['p99_ms']:g} ms at {sla['rate_rps']:g}/s, {sla['rows']} rows a request"
 
 
 def _brackets(shape: tuple[int | str, ...]) -> str:

@@ -16,7 +16,16 @@ _ISAS = {
     "avx512_vnni_bf16": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16"}),
 }
 ISAS = tuple(_ISAS)
-_LIBRARIES = ("numpy", "torch", "onnx", "onnxruntime", "openvino", "kserve")
+_LIBRARIES = (
+    "numpy",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "kserve",
+    "torch-pruning",
+    "tensorrt-rtx-cu13-bindings",
+)
 
 
 def _cpuinfo(key: str) -> str:
@@ -65,7 +74,7 @@ def code_sha256(*rooms: str) -> str:
     for path in sorted(
         p for room in rooms for p in ([root / room] if room.endswith(".py") else (root / room).rglob("*"))
     ):
-        if path.suffix in (".py", ".j2"):
+        if path.suffix in (".py", ".j2", ".cpp", ".h"):
             digest.update(path.read_bytes())
     return digest.hexdigest()
 

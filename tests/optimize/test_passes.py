@@ -12,8 +12,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 from redline.errors import GraphError, UsageError
 from redline.optimize.build import Cache, Source, build
-from redline.optimize.passes import ExportOnnx, MergeEmbeddings, QuantizeDynamic, QuantizeStatic, apply
-from redline.optimize.recipe import AUTO, BASELINE, Recipe, choose, recipe_from_json
+from redline.optimize.passes import (
+    ExportOnnx,
+    FuseKernels,
+    MergeEmbeddings,
+    QuantizeDynamic,
+    QuantizeStatic,
+    TensorRT,
+    apply,
+)
+from redline.optimize.recipe import AUTO, BASELINE, EXPERT, RETRAINED, Recipe, choose, recipe_from_json
 from redline.runtimes import engines
 from redline.tensors import Arrays, Tensor
 
@@ -229,14 +237,25 @@ def test_static_int8_is_one_dialect_that_every_engine_takes(source: Source, step
         assert not any(made[o].op_type == "DequantizeLinear" for o in gather.input if o in made)
 
 
-@pytest.mark.parametrize("config", [MergeEmbeddings(), QuantizeStatic(), QuantizeDynamic()])
-def test_a_pass_over_graphs_needs_one(config: Any, source: Source, tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", [None, Path("model.safetensors")])
+@pytest.mark.parametrize(
+    "config",
+    [
+        MergeEmbeddings(),
+        QuantizeStatic(),
+        QuantizeDynamic(),
+        FuseKernels(),
+        TensorRT(target="cuda:sm_86", rows=1, max_rows=2),
+    ],
+    ids=lambda c: type(c).__name__,
+)
+def test_a_pass_over_graphs_needs_one(config: Any, before: Path | None, source: Source, tmp_path: Path) -> None:
     with pytest.raises(GraphError, match="put ExportOnnx before it"):
-        apply(config, None, source, tmp_path / "x.onnx")
+        apply(config, before, source, tmp_path / "x.onnx")
 
 
 def test_export_comes_first(source: Source, tmp_path: Path) -> None:
-    with pytest.raises(GraphError, match="must be a recipe's first pass"):
+    with pytest.raises(GraphError, match="ExportOnnx takes the model, not a graph"):
         apply(ExportOnnx(), tmp_path / "some.onnx", source, tmp_path / "x.onnx")
 
 
@@ -248,7 +267,7 @@ def test_nothing_to_quantize_is_said(config: Any, source: Source, tmp_path: Path
         apply(config, graph, source, tmp_path / "x.onnx")
 
 
-@pytest.mark.parametrize("recipe", [BASELINE, *AUTO, STATIC], ids=lambda r: r.name)
+@pytest.mark.parametrize("recipe", [BASELINE, *AUTO, *RETRAINED, STATIC], ids=lambda r: r.name)
 def test_a_recipe_reads_back_what_it_wrote(recipe: Recipe) -> None:
     assert recipe_from_json(recipe.to_json()) == recipe
 
@@ -283,7 +302,9 @@ def test_bounds_of_a_pass(make: Any, message: str) -> None:
 def test_choosing_recipes() -> None:
     own = (STATIC,)
     assert choose("auto", own) == AUTO
-    assert choose("all", own) == (*AUTO, STATIC)
+    assert choose("all", own) == (*AUTO, *EXPERT, STATIC)
+    assert choose("all", own, finetune=True) == (*AUTO, *EXPERT, *RETRAINED, STATIC)
+    assert choose("openvino-int8-qat", own) == (RETRAINED[-1],)
     assert [r.name for r in choose(" static, openvino-fp32 ", own)] == ["static", "openvino-fp32"]
     for name in ("pytorch-eager", "openvino-fp32", "static"):
         with pytest.raises(UsageError, match="names of their own"):

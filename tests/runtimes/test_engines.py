@@ -43,7 +43,7 @@ def test_an_answer_is_not_changed_by_the_next(difference: Path, name: str) -> No
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("onnxruntime", {"thread": 1}, "unknown options ['thread']; known: ['threads']"),
+        ("onnxruntime", {"thread": 1}, "unknown options ['thread']; known: ['isa', 'threads']"),
         ("openvino", {"precision": "int4"}, "'int4' is not one of fp32, bf16"),
         ("tensorflow", {}, "unknown engine 'tensorflow'; known: onnxruntime"),
     ],
