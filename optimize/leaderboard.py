@@ -36,14 +36,4 @@ def _line(entry: Entry, board: Board, winner: Entry | None) -> list[str]:
         timing = [*ratios, f"{entry.median_ms(at):.2f}", f"{at / entry.median_ms(at):.0f}"]
     else:
         timing = [] if board.unmeasured else [""] * (len(board.rows) + 2)
-    return [entry.recipe.name, *figures, *timing, verdict(entry, board, winner)]
-
-
-def verdict(entry: Entry, board: Board, winner: Entry | None) -> str:
-    if entry is winner:
-        return "chosen"
-    if entry is board.baseline:
-        return "baseline"
-    if not entry.alive:
-        return "rejected"
-    return "ok" if entry.batchable else "not batchable"
+    return [entry.recipe.name, *figures, *timing, board.standing(entry, winner)]

@@ -10,7 +10,8 @@ from redline.bench.report import conditions_section
 from redline.page import AMBER, BLUE, GRAY, GREEN, Section, drawing, figure_svg, red_line
 from redline.verdict import Verdict
 
-_COLORS = (BLUE, AMBER, GREEN, "#8b5cf6", "#14b8a6", "#db2777", "#a16207", GRAY)
+_COLORS = (BLUE, AMBER, GREEN, "#8b5cf6", "#14b8a6", "#db2777", "#a16207")
+_MARKERS = ("o", "s", "^", "D")  # where the colors start anew
 _NINES = (0.5, 0.9, 0.95, 0.99, 0.995, 0.999)
 
 
@@ -57,16 +58,6 @@ def _all(board: dict[str, Any]) -> list[dict[str, Any]]:
     return [*timed, board["baseline"], *(c for c in board["candidates"] if not c["latency_ms"])]
 
 
-def _verdict(entry: dict[str, Any], board: dict[str, Any]) -> str:
-    if entry["name"] == board["winner"]:
-        return "chosen"
-    if entry is board["baseline"]:
-        return "baseline"
-    if not entry["alive"]:
-        return "rejected"
-    return "ok" if entry["batchable"] else "not batchable"
-
-
 def _leaderboard(board: dict[str, Any]) -> Section:
     rows, base = [str(r) for r in board["rows"]], board["baseline"]["latency_ms"]
     lines = []
@@ -81,7 +72,7 @@ def _leaderboard(board: dict[str, Any]) -> Section:
             f"{times[rows[-1]]:.2f}" if times else "",
             f"{entry['rows_per_s_per_core'][rows[-1]]:,}" if times else "",
             f"{entry['size_bytes'] / 2**20:.1f}" if "size_bytes" in entry else "",
-            _verdict(entry, board),
+            entry["standing"],
         ))  # fmt: skip
     columns = (
         "recipe",
@@ -98,16 +89,21 @@ def _leaderboard(board: dict[str, Any]) -> Section:
     return Section("Leaderboard", caption, None, columns, lines)
 
 
+def _look(i: int, entry: dict[str, Any]) -> dict[str, Any]:
+    """The i-th entry's color and marker, the same in every plot."""
+    color = GRAY if entry["standing"] == "baseline" else _COLORS[i % len(_COLORS)]
+    return {"color": color, "marker": _MARKERS[i // len(_COLORS) % len(_MARKERS)], "label": entry["name"]}
+
+
 def _accuracy_against_latency(board: dict[str, Any]) -> Section:
     at, name = str(board["rows"][-1]), board["metric"]
     entries = [e for e in _all(board) if e["latency_ms"] and "accuracy" in e["verdicts"]]
-    with drawing(height=3.6) as (fig, ax):
-        for entry, color in zip(entries, _COLORS, strict=False):
+    with drawing(height=max(3.6, 0.28 * len(entries))) as (fig, ax):
+        for i, entry in enumerate(entries):
             x, y = entry["latency_ms"][at], entry["verdicts"]["accuracy"]["value"]
-            marker = "*" if entry["name"] == board["winner"] else "o" if entry["batchable"] else "x"
-            ax.plot(
-                x, y, marker, color=color, markersize=14 if marker == "*" else 8, label=entry["name"], linestyle="none"
-            )
+            look = _look(i, entry)
+            look["marker"] = {"chosen": "*", "not batchable": "x"}.get(entry["standing"], look["marker"])
+            ax.plot(x, y, **look, markersize=14 if look["marker"] == "*" else 7, linestyle="none")
         base = board["baseline"]["verdicts"]["accuracy"]["value"]
         lowest = max(base - board["gate"]["max_drop"], board["gate"].get("floor", -math.inf))
         red_line(ax, lowest, f"gate {lowest:.4f}")
@@ -121,21 +117,12 @@ def _accuracy_against_latency(board: dict[str, Any]) -> Section:
 
 def _latency_by_rows(board: dict[str, Any]) -> Section:
     entries = [e for e in _all(board) if e["latency_ms"]]
-    with drawing(height=3.6) as (fig, ax):
-        for entry, color in zip(entries, _COLORS, strict=False):
+    with drawing(height=max(3.6, 0.28 * len(entries))) as (fig, ax):
+        for i, entry in enumerate(entries):
             times = [entry["latency_ms"][str(r)] for r in board["rows"]]
-            width = 2.6 if entry["name"] == board["winner"] else 1.4
-            dash = (0, (4, 3)) if entry is board["baseline"] else "solid"
-            ax.plot(
-                board["rows"],
-                times,
-                "o",
-                markersize=4,
-                linestyle=dash,
-                color=color,
-                linewidth=width,
-                label=entry["name"],
-            )
+            width = 2.6 if entry["standing"] == "chosen" else 1.4
+            dash = (0, (4, 3)) if entry["standing"] == "baseline" else "solid"
+            ax.plot(board["rows"], times, **_look(i, entry), markersize=4, linestyle=dash, linewidth=width)
         ax.set(xscale="log", yscale="log", xlabel="rows a request", ylabel="ms a request")
         ax.set_xticks(board["rows"], [str(r) for r in board["rows"]])
         ax.yaxis.set_major_formatter("{x:g}")

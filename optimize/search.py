@@ -108,6 +108,16 @@ class Board:
             return min(judged, key=lambda e: e.findings["accuracy"].figures["drop"])
         return next((e for e in self.entries if not e.alive), None)
 
+    def standing(self, entry: Entry, winner: Entry | None) -> str:
+        """One word for what became of an entry."""
+        if entry is winner:
+            return "chosen"
+        if entry is self.baseline:
+            return "baseline"
+        if not entry.alive:
+            return "rejected"
+        return "ok" if entry.batchable else "not batchable"
+
     def speedup(self, entry: Entry) -> dict[str, dict[str, float]]:
         found = {}
         for rows in self.rows if entry.times else ():
@@ -125,8 +135,8 @@ class Board:
             "target": self.target,
             "clock": self.unmeasured or "CPU time of one thread, rounds interleaved, medians",
             "conditions": machine.conditions(),
-            "baseline": self.baseline.to_json(),
-            "candidates": [e.to_json() for e in self.entries],
+            "baseline": self.baseline.to_json() | {"standing": self.standing(self.baseline, winner)},
+            "candidates": [e.to_json() | {"standing": self.standing(e, winner)} for e in self.entries],
             "winner": winner.recipe.name if winner else None,
             "speedup": self.speedup(winner) if winner else {},
             "nearest_miss": {"name": miss.recipe.name, "why": miss.reason} if miss else None,

@@ -59,5 +59,5 @@ job = Job(
     finetune=finetune,
     metric="auc",
     gate=Gate(max_drop=0.002, floor=0.775),
-    sla=SLA(p99="50ms", rate=300, rows=500),
+    sla=SLA(p99="50ms", rate=400, rows=500),
 )
