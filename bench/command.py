@@ -25,8 +25,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("target", metavar="URL|ARTIFACT", help="http://host:port, or an artifact folder to serve and load")
     add("--rate", type=float, help="requests per second (default: the artifact's SLA); with --search, where to start")
-    add("--duration", default="30s", help="of the counted part (default: %(default)s)")
+    add("--duration", help="of the counted part (default: 30s; a language model's: what its p99 needs)")
     add("--p99", help="the red line (default: the artifact's SLA, else 50ms)")
+    add("--ttft", help="a language model's red line: time to the first token (default: the artifact's SLA)")
+    add("--itl", help="a language model's red line: a request's mean gap between tokens (default: the artifact's SLA)")
     add("--search", action="store_true", help="find the highest rate that holds")
     add("--compare", metavar="URL|ARTIFACT", help="load a second server in turns with the first")
     add("--protocol", choices=PROTOCOLS, default="http-binary", help="default: %(default)s")
@@ -111,11 +113,14 @@ def _steady(
 
 
 def run(args: argparse.Namespace) -> int:
+    from redline.bench import token_command
     from redline.bench.measuring import Load
     from redline.bench.report import write
     from redline.bench.serving import split_cores
 
-    duration_s = duration_ns(args.duration) / _S
+    if language_model := token_command.described(args):
+        return token_command.run(args, language_model)
+    duration_s = duration_ns(args.duration or "30s") / _S
     asked = _questions(args)
     p99_ms = duration_ns(args.p99) / _MS if args.p99 else float(asked.sla.get("p99_ms", 50.0))
     rate = asked.sla.get("rate_rps") if args.rate is None else args.rate
