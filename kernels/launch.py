@@ -7,6 +7,7 @@ The GPU backends have not run on a GPU yet.
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -88,21 +89,40 @@ def _host(kernel: Kernel, shape: Shape, args: Sequence[Argument]) -> None:
 def _cuda_core(kernel: Kernel, shape: Shape, args: Sequence[Argument]) -> None:
     need_driver()
     try:
-        from cuda.core import LaunchConfig, ObjectCode, Stream
-        from cuda.core import launch as submit
+        import cuda.core  # noqa: F401
     except ImportError as e:
         raise missing_extra("gpu", "the backend 'cuda.core'") from e
     from redline.kernels.device_memory import CudaCore
+
+    memory = CudaCore()
+    with memory.here():
+        run_on_device(memory, args, lambda values: launch_on(memory.stream, 0, kernel, shape, values))
+
+
+def launch_on(stream: int, device: int, kernel: Kernel, shape: Shape, values: Sequence[Any]) -> None:
+    """Queue it by cuda.core on a stream of this device, which is current; values: see run_on_device. Nothing waits."""
+    from cuda.core import LaunchConfig, Stream
+    from cuda.core import launch as submit
+
+    config = LaunchConfig(grid=shape.grid, block=shape.block, shmem_size=shape.smem)
+    submit(Stream.from_handle(stream), config, _loaded(kernel, shape.smem, device), *values)
+
+
+@cache
+def _loaded(kernel: Kernel, smem: int, device: int) -> Any:
+    """On the device, and allowed its shared memory."""
+    from cuda.bindings import driver
+    from cuda.core import ObjectCode
+
     from redline.kernels.nvcc import compile_cuda
 
-    fatbin, memory = compile_cuda(kernel.source).fatbin, CudaCore()
-    with memory.here():
-        function = ObjectCode.from_fatbin(str(fatbin)).get_kernel(kernel.name)
-        if shape.smem > _SHARED_UNASKED_BYTES:
-            function.attributes.max_dynamic_shared_size_bytes = shape.smem
-        config = LaunchConfig(grid=shape.grid, block=shape.block, shmem_size=shape.smem)
-        stream = Stream.from_handle(memory.stream)
-        run_on_device(memory, args, lambda values: submit(stream, config, function, *values))
+    function = ObjectCode.from_fatbin(str(compile_cuda(kernel.source).fatbin)).get_kernel(kernel.name)
+    if smem > _SHARED_UNASKED_BYTES:  # cuda.core's own attribute can only be read
+        most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        (status,) = driver.cuKernelSetAttribute(most, smem, function.handle, driver.CUdevice(device))
+        if status != driver.CUresult.CUDA_SUCCESS:
+            raise MissingError(f"{kernel.name} needs {smem} bytes of shared memory a block, this device says {status}")
+    return function
 
 
 def _pycuda(kernel: Kernel, shape: Shape, args: Sequence[Argument]) -> None:
@@ -138,13 +158,18 @@ def run_on_device(memory: "DeviceMemory", args: Sequence[Argument], submit: Call
             memory.upload(address, np.ascontiguousarray(arg))
             values.append(np.uint64(address))
         else:
-            values.append(np.int32(arg) if isinstance(arg, int) else np.float32(arg))
+            values.append(number(arg))
     memory.wait()
     submit(values)
     for arg, value in list(zip(args, values, strict=True))[first_output(args) :]:
         assert isinstance(arg, np.ndarray)
         memory.download(arg, int(value))
     memory.wait()
+
+
+def number(arg: int | float) -> Any:
+    """As a kernel takes it."""
+    return np.int32(arg) if isinstance(arg, int) else np.float32(arg)
 
 
 _BACKENDS: dict[str, Callable[[Kernel, Shape, Sequence[Argument]], None]] = {

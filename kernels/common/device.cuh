@@ -21,6 +21,13 @@ REDLINE_MMA(mma_f16, float, "+f", "m16n8k16", "f32.f16.f16.f32")
 REDLINE_MMA(mma_bf16, float, "+f", "m16n8k16", "f32.bf16.bf16.f32")
 REDLINE_MMA(mma_s8, int, "+r", "m16n8k32", "s32.s8.s8.s32")
 
+// 2^x in one instruction; below 2^-126 it is 0.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // Four 8 x 8 tiles of 16-bit numbers from shared memory, as the b of two mma. Lane i names row i % 8 of tile i / 8 (16
 // bytes, aligned) and gets of every tile two neighbors in row i / 4, or, transposed, in column i / 4.
 #define REDLINE_LDMATRIX(name, transposed)                                                                   \

@@ -203,6 +203,7 @@ inline float __fmul_rn(float a, float b) { return a * b; }  // never contracted 
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float rsqrtf(float v) { return 1.f / sqrtf(v); }
+inline float exp2_fast(float v) { return exp2f(v); }  // device.cuh's
 #define __expf(v) expf(v)  // glibc declares this name and exports no such symbol
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
 inline int __ffs(int v) { return __builtin_ffs(v); }

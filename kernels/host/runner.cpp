@@ -30,7 +30,7 @@ bool complete(Thread* t) {
     Thread& other = warp[i];
     if (!(t->mask >> i & 1) || other.state == Thread::DONE) continue;
     if (other.state != Thread::IN_COLLECTIVE) return false;
-    if (other.mask != t->mask || other.line != t->line || strcmp(other.file, t->file))
+    if (other.mask != t->mask || other.line != t->line || (other.file != t->file && strcmp(other.file, t->file)))
       fail(DIVERGENCE, {at(other), at(*t)});
     operands[i] = other.compute ? other.operand : &other;
   }

@@ -60,16 +60,17 @@ template <class T, class In> struct Mma {
   }
   REDLINE_SHIM static void all(void** operands) {
     Mma** lanes = reinterpret_cast<Mma**>(operands);
-    T out[32][4];
+    T a[16][8 * PER], b[8][8 * PER], out[32][4];
+    for (int k = 0; k < 8 * PER; ++k) {
+      int quad = k / PER % 4, high = k / (4 * PER), i = k % PER;
+      for (int row = 0; row < 16; ++row) a[row][k] = T(number(lanes[row % 8 * 4 + quad]->a[row / 8 + 2 * high], i));
+      for (int column = 0; column < 8; ++column) b[column][k] = T(number(lanes[column * 4 + quad]->b[high], i));
+    }
     for (int lane = 0; lane < 32; ++lane)
       for (int r = 0; r < 4; ++r) {
         int row = lane / 4 + r / 2 * 8, column = lane % 4 * 2 + r % 2;
         T sum = lanes[lane]->d[r];
-        for (int k = 0; k < 8 * PER; ++k) {
-          int quad = k / PER % 4, high = k / (4 * PER), i = k % PER;
-          sum += T(number(lanes[row % 8 * 4 + quad]->a[row / 8 + 2 * high], i)) *
-                 T(number(lanes[column * 4 + quad]->b[high], i));
-        }
+        for (int k = 0; k < 8 * PER; ++k) sum += a[row][k] * b[column][k];
         out[lane][r] = sum;
       }
     for (int lane = 0; lane < 32; ++lane) memcpy(lanes[lane]->d, out[lane], sizeof(out[lane]));

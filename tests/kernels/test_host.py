@@ -34,6 +34,8 @@ BUGS = [
     ("barriers.cu", "outside_mask", "bad lane", 1, 32, 16),
     ("tensor.cu", "forgotten_wait", "copy not waited for", 1, 16, 64),
     ("tensor.cu", "misaligned_copy", "misaligned access", 1, 16, 64),
+    ("tensor.cu", "unsynced_row", "race", 1, 32, 64),
+    ("tensor.cu", "misaligned_row", "misaligned access", 1, 32, 64),
 ]
 
 
@@ -152,6 +154,17 @@ def test_tensor_cores(name: str, checked: bool, order: Order) -> None:
     args: list[Argument] = [x.astype(dtype), w.astype(dtype), k, y]
     run(Kernel(PLANTED / "tensor.cu", name), (1, 1, 1), (32, 1, 1), 0, args, checked=checked, order=order)
     np.testing.assert_array_equal(y, x @ w.T)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("checked", [True, False])
+def test_ldmatrix(checked: bool, order: Order) -> None:
+    """A lane gets two neighbors of each tile: in row lane / 4, or, transposed, in column lane / 4."""
+    x = np.random.default_rng(9).integers(0, 1 << 16, (4, 8, 8)).astype(np.uint16)
+    y = np.zeros((2, 4, 8, 4), np.int32)
+    kernel = Kernel(PLANTED / "tensor.cu", "matrices")
+    run(kernel, (1, 1, 1), (32, 1, 1), 0, [x.view(np.int32).ravel(), 128, y], checked=checked, order=order)
+    np.testing.assert_array_equal(y.view(np.uint16).reshape(2, 4, 8, 8), [x, x.swapaxes(1, 2)])
 
 
 def test_half_and_bfloat16_round_to_even() -> None:

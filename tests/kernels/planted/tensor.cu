@@ -77,3 +77,36 @@ extern "C" __global__ void __launch_bounds__(16) misaligned_copy(const int* x, i
   y[t] = stage[t] + n;
 }
 REDLINE_EXPORT(misaligned_copy)
+
+// Four 8 x 8 tiles as ldmatrix hands them out, straight and transposed: y [2, 4 tiles, 32 lanes].
+extern "C" __global__ void __launch_bounds__(32) matrices(const int* x, int n, int* y) {
+  __shared__ __align__(16) int tiles[128];
+  for (int i = threadIdx.x; i < n; i += 32) tiles[i] = x[i];
+  __syncwarp();
+  unsigned b[2][2];
+  ldmatrix(b, tiles + threadIdx.x * 4);
+  for (int tile = 0; tile < 4; ++tile) y[tile * 32 + threadIdx.x] = int(b[tile / 2][tile % 2]);
+  ldmatrix_transposed(b, tiles + threadIdx.x * 4);
+  for (int tile = 0; tile < 4; ++tile) y[(4 + tile) * 32 + threadIdx.x] = int(b[tile / 2][tile % 2]);
+}
+REDLINE_EXPORT(matrices)
+
+// A lane's row was written by another lane, without __syncwarp.
+extern "C" __global__ void __launch_bounds__(32) unsynced_row(const int* x, int n, int* y) {
+  __shared__ __align__(16) int tiles[128];
+  *reinterpret_cast<int4*>(tiles + (31 - threadIdx.x) * 4) = make_int4(x[threadIdx.x], n, n, n);  // <-
+  unsigned b[2][2];
+  ldmatrix(b, tiles + threadIdx.x * 4);  // <-
+  y[threadIdx.x] = int(b[0][0]);
+}
+REDLINE_EXPORT(unsynced_row)
+
+extern "C" __global__ void __launch_bounds__(32) misaligned_row(const int* x, int n, int* y) {
+  __shared__ __align__(16) int tiles[132];
+  for (int i = threadIdx.x; i < 132; i += 32) tiles[i] = x[0] + n;
+  __syncwarp();
+  unsigned b[2][2];
+  ldmatrix_transposed(b, tiles + threadIdx.x * 4 + 2);  // <-
+  y[threadIdx.x] = int(b[0][0]);
+}
+REDLINE_EXPORT(misaligned_row)
