@@ -104,7 +104,10 @@ AUTO = (
 )
 
 # Hand-tuned, with fused kernels: tried with `--recipes all` or by name.
-EXPERT = (Recipe(name="onnxruntime-int8-fused", passes=(*_STATIC, FuseKernels()), engine="onnxruntime"),)
+EXPERT = (
+    Recipe(name="onnxruntime-int8-fused", passes=(*_STATIC, FuseKernels()), engine="onnxruntime"),
+    Recipe(name="native-int8-fused", passes=(*_STATIC, FuseKernels()), engine="native"),
+)
 
 # Tried with `--recipes all` where the job has `finetune`, or by name.
 RETRAINED = (

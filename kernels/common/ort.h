@@ -19,7 +19,7 @@ struct Domain;
 struct SessionOptions;
 
 enum Code { kFail = 1, kInvalidArgument = 2 };
-enum Type { kUndefined = 0, kFloat = 1, kInt8 = 3, kInt64 = 7 };
+enum Type { kUndefined = 0, kFloat = 1, kInt8 = 3, kInt32 = 6, kInt64 = 7 };
 
 struct ApiBase {
   const void* const* (*get_api)(uint32_t version);
@@ -86,6 +86,19 @@ class Api {
       throw std::invalid_argument("input " + std::to_string(index) + " must be a constant");
     return value;
   }
+  int64_t attribute(const KernelInfo* info, const char* name) const {
+    int64_t value;
+    must(call<Status*>(86, info, name, &value));
+    return value;
+  }
+  // A constant vector, with how many numbers it holds.
+  template <class T>
+  std::pair<const T*, int64_t> vector(const KernelInfo* info, size_t index, Type type, const char* what) const {
+    const Value* value = constant(info, index);
+    const auto sizes = shape(value);
+    if (sizes.size() != 1) throw std::invalid_argument(std::string(what) + " must be a vector");
+    return {data<T>(value, type), sizes[0]};
+  }
   const Value* input(const KernelContext* context, size_t index) const {
     const Value* value;
     must(call<Status*>(90, context, index, &value));
@@ -97,6 +110,7 @@ class Api {
     return value;
   }
   std::vector<int64_t> shape(const Value* value) const { return described(value).first; }
+  int type(const Value* value) const { return described(value).second; }
   template <class T>
   T* data(const Value* value) const {
     void* p;
@@ -147,6 +161,43 @@ Status* guarded(const Api& api, const char* op, Body body) {
   } catch (const std::exception& e) {
     return api.error(kFail, (std::string(op) + ": " + e.what()).c_str());
   }
+}
+
+// The operator that a class computes: kName; kFirst (type of input 0), any inputs after it; one float output;
+// Kernel(api, info) reads the constants, compute(context) answers.
+template <class Kernel>
+const CustomOp* op() {
+  using Op = const CustomOp*;
+  static const CustomOp made = [] {
+    CustomOp o{};
+    o.version = kApiVersion;
+    o.name = [](Op) { return Kernel::kName; };
+    o.provider = [](Op) -> const char* { return nullptr; };  // the CPU
+    o.input_type = [](Op, size_t i) -> int { return i == 0 ? Kernel::kFirst : kUndefined; };
+    o.input_count = [](Op) -> size_t { return 2; };
+    o.output_type = [](Op, size_t) -> int { return kFloat; };
+    o.output_count = [](Op) -> size_t { return 1; };
+    o.input_kind = [](Op, size_t i) -> int { return i == 0 ? kRequired : kVariadic; };
+    o.output_kind = [](Op, size_t) -> int { return kRequired; };
+    o.input_memory = [](Op, size_t) -> int { return kDefaultMemory; };
+    o.variadic_inputs_least = [](Op) { return 1; };
+    o.variadic_inputs_alike = [](Op) { return 0; };
+    o.variadic_outputs_least = [](Op) { return 0; };
+    o.variadic_outputs_alike = [](Op) { return 0; };
+    o.start_version = [](Op) { return 1; };
+    o.end_version = [](Op) { return 1; };
+    o.create = [](Op, const void* slots, const KernelInfo* info, void** kernel) {
+      const Api api(slots);
+      return guarded(api, Kernel::kName, [&] { *kernel = new Kernel(api, info); });
+    };
+    o.compute = [](void* p, KernelContext* context) {
+      auto* kernel = static_cast<Kernel*>(p);
+      return guarded(kernel->api, Kernel::kName, [&] { kernel->compute(context); });
+    };
+    o.destroy = [](void* p) { delete static_cast<Kernel*>(p); };
+    return o;
+  }();
+  return &made;
 }
 
 }  // namespace redline::ort

@@ -2,7 +2,9 @@
 #include "ort.h"
 
 namespace redline {
+const ort::CustomOp* embedding_interaction_op();
 const ort::CustomOp* fused_mlp_op();
+const ort::CustomOp* fused_recommender_op();
 }
 
 extern "C" __attribute__((visibility("default"))) redline::ort::Status* RegisterCustomOps(
@@ -15,7 +17,7 @@ extern "C" __attribute__((visibility("default"))) redline::ort::Status* Register
     // Made once and kept: sessions refer to it as long as the library is loaded.
     static ort::Domain* const domain = [&] {
       ort::Domain* made = api.domain("ai.redline");
-      for (const ort::CustomOp* op : {fused_mlp_op()}) api.add(made, op);
+      for (const ort::CustomOp* op : {embedding_interaction_op(), fused_mlp_op(), fused_recommender_op()}) api.add(made, op);
       return made;
     }();
     api.add(options, domain);

@@ -22,7 +22,7 @@ from redline.errors import MissingError, RedlineError, UsageError
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 IMAGE = f"localhost/redline:{version('redline')}"
-EXTRAS = "serve,openvino"
+EXTRAS = "serve,openvino,native"
 TOOLS = ("buildah", "runc", "mmdebstrap")
 _BASE = "localhost/redline-base:bookworm"
 _PACKAGES = "python3,python3-venv,ca-certificates,libgomp1,libstdc++6"

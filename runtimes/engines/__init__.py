@@ -16,6 +16,7 @@ _ENGINES = {
     "onnxruntime": ("redline.runtimes.engines.onnxruntime", "serve"),
     "openvino": ("redline.runtimes.engines.openvino", "openvino"),
     "torch_eager": ("redline.runtimes.engines.torch_eager", "optimize"),
+    "native": ("redline.runtimes.engines.native", "native"),
     "tensorrt": ("redline.runtimes.engines.tensorrt", "gpu"),
 }
 NAMES = tuple(_ENGINES)

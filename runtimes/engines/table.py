@@ -24,7 +24,7 @@ _IN_PROCESS = "in process or inside Triton's Python backend"
 _TABLE = {
     ("module", "cpu"): Choice("torch_eager", _IN_PROCESS, "the unoptimized model, for comparison"),
     ("onnx", "cpu"): Choice(JUDGED, _IN_PROCESS, "the engine that the leaderboard timed it with"),
-    ("fused", "cpu"): Choice("onnxruntime", _IN_PROCESS, "fused nodes are ONNX Runtime custom operators"),
+    ("fused", "cpu"): Choice(JUDGED, _IN_PROCESS, "both engines load Redline's kernels out of the model folder"),
     ("onnx", "cuda"): Choice("triton-onnxruntime", "NVIDIA's Triton", "lets TensorRT build for the device it meets"),
     ("tensorrt", "cuda"): Choice("tensorrt", "in process, or NVIDIA's Triton", "a plan is for one architecture"),
     ("llm", "cpu"): Choice("vllm", "a supervised process", "PagedAttention (CPU_ATTN here) and continuous batching"),

@@ -124,7 +124,7 @@ def test_the_operator_inside_onnx_runtime(isa: str, tmp_path: Path) -> None:
 
 
 def test_the_strongest_library_for_this_cpu_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from redline.runtimes.engines.onnxruntime import fused_library
+    from redline.runtimes.engines.libraries import fused_library
 
     for isa in build.isas():
         (tmp_path / build.file_name(isa)).touch()

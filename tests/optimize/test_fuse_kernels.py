@@ -255,10 +255,11 @@ def test_without_a_compiler_the_recipe_is_refused(
 
 def test_the_expert_recipe(source: Source, steps: Path) -> None:
     """Built from the source model: fused whole, near the Q/DQ graph's answers, batch invariant to the bit."""
-    (recipe,) = EXPERT
+    recipe, native = EXPERT
     assert recipe in choose("all", ())
     assert recipe not in choose("auto", ())
     assert (recipe.track, recipe.kind, recipe.precision) == ("expert", "fused", "int8")
+    assert (native.engine, native.passes) == ("native", recipe.passes)  # one build, two engines
     assert recipe_from_json(recipe.to_json()) == recipe
     (static,) = choose("onnxruntime-int8-static", ())
     cache = Cache(steps / "steps")

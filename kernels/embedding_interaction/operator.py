@@ -1,0 +1,140 @@
+"""ai.redline::EmbeddingInteraction: look up rows of many tables, dot every two vectors of a row, concatenate.
+
+    ids [rows, columns], dense vectors [rows, dim] … → vectors [rows, n, dim] → [rows, leads * dim + pairs]
+
+The node's inputs: ids (int32 or int64), table [all, dim] float32 or int8 (every table below the other), row_scale [all]
+(int8 only, else [0]), tables [n, 3] (which column of ids, first row, rows), vectors [n] (a table, or -1 - d for dense
+vector d), lead [l] (vectors that go out as they are), pairs [p] (i * n + j of each dot product that goes out), then the
+dense vectors; all but ids and dense vectors are constants. An id outside its table is an error that names feature, row
+and id; answers of what isn't finite are of no meaning, in their own row only.
+
+float32: the sum runs over the dimensions in order, product and sum rounded each. int8: a dense vector becomes steps on
+a scale of its own (largest number / 127), sums are exact, then times the product of both scales.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import onnx
+
+DOMAIN, NAME, VERSION = "ai.redline", "EmbeddingInteraction", 1
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Interaction:
+    table: NDArray[Any]  # [all, dim] float32, or int8 with row_scale
+    row_scale: Floats  # [all], or [0]
+    tables: Ints  # [tables, 3]
+    vectors: Ints  # [n]
+    lead: Ints  # [leads]
+    pairs: Ints  # [pairs]
+
+    @property
+    def dim(self) -> int:
+        return int(self.table.shape[1])
+
+    @property
+    def dense_count(self) -> int:
+        return int(max(0, -self.vectors.min(initial=0)))
+
+    @property
+    def width(self) -> int:
+        """Numbers that come out, a row."""
+        return len(self.lead) * self.dim + len(self.pairs)
+
+
+def lower_triangle(vectors: int) -> Ints:
+    """Pairs i > j, row by row."""
+    row, column = np.tril_indices(vectors, -1)
+    return np.asarray(row * vectors + column, np.int64)
+
+
+def quantize_rows(x: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """Each row on a scale of its own. x: [rows, dim] → steps [rows, dim], scale [rows]"""
+    largest = np.fmax.reduce(np.abs(x), axis=1, initial=0)
+    scale = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
+    steps: NDArray[np.float32] = np.fmin(np.fmax(np.rint(x / scale[:, None]), -128), 127)
+    return steps.astype(np.int8), scale
+
+
+def reference(ids: NDArray[Any], dense: Sequence[Floats], op: Interaction) -> Floats:
+    """What every implementation must give.
+
+    Raises:
+        ValueError: an id outside its table.
+    """
+    ids = ids if ids.ndim == 2 else ids[:, None]
+    columns, begin, size = op.tables.T if len(op.tables) else np.zeros((3, 0), np.int64)
+    chosen = ids[:, columns]
+    bad = (chosen < 0) | (chosen >= size)
+    if bad.any():
+        row, t = np.argwhere(bad)[0]
+        raise ValueError(f"feature {t}, row {row}: id {chosen[row, t]} is not in 0..{size[t] - 1}")
+    at = begin + chosen  # [rows, tables]
+    vectors, scales, plain = [], [], []
+    for source in op.vectors:
+        if source < 0:
+            rows = dense[-1 - source]
+            plain.append(rows)
+            steps, scale = quantize_rows(rows) if op.row_scale.size else (rows, np.ones(len(rows), np.float32))
+        else:
+            steps = op.table[at[:, source]]
+            scale = op.row_scale[at[:, source]] if op.row_scale.size else np.ones(len(ids), np.float32)
+            plain.append(steps * scale[:, None])
+        vectors.append(steps.astype(np.int32 if op.row_scale.size else np.float32))
+        scales.append(scale)
+    n = len(op.vectors)
+    dots = np.zeros((len(ids), len(op.pairs)), np.float32)
+    for p, (i, j) in enumerate(zip(op.pairs // n, op.pairs % n, strict=True)):
+        total = np.zeros(len(ids), vectors[i].dtype)
+        for d in range(op.dim):
+            total = total + vectors[i][:, d] * vectors[j][:, d]
+        dots[:, p] = total.astype(np.float32) * (scales[i] * scales[j])
+    return np.concatenate([*(plain[i] for i in op.lead), dots], axis=1).astype(np.float32)
+
+
+def in_int8(op: Interaction) -> Interaction:
+    """The same with its table in int8, a scale a row."""
+    steps, scale = quantize_rows(op.table)
+    return Interaction(table=steps, row_scale=scale, tables=op.tables, vectors=op.vectors, lead=op.lead, pairs=op.pairs)
+
+
+def constants(op: Interaction) -> dict[str, NDArray[Any]]:
+    """The node's inputs between ids and dense vectors, in order."""
+    return {
+        "table": np.ascontiguousarray(op.table),
+        "row_scale": op.row_scale,
+        "tables": op.tables,
+        "vectors": op.vectors,
+        "lead": op.lead,
+        "pairs": op.pairs,
+    }
+
+
+def schema() -> "onnx.defs.OpSchema":
+    """For onnx.checker (`onnx.defs.register_schema`); ONNX Runtime asks the library itself."""
+    from onnx import defs
+
+    option = defs.OpSchema.FormalParameterOption
+    return defs.OpSchema(
+        NAME,
+        DOMAIN,
+        VERSION,
+        doc=__doc__ or "",
+        inputs=[
+            defs.OpSchema.FormalParameter("ids", "I"),
+            defs.OpSchema.FormalParameter("rest", "T", param_option=option.Variadic, is_homogeneous=False),
+        ],
+        outputs=[defs.OpSchema.FormalParameter("y", "tensor(float)")],
+        type_constraints=[
+            ("I", ["tensor(int32)", "tensor(int64)"], "ids"),
+            ("T", ["tensor(float)", "tensor(int8)", "tensor(int64)"], "constants and dense vectors"),
+        ],
+    )

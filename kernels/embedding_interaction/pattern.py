@@ -1,0 +1,194 @@
+"""The look-ups and pairwise dots that one ai.redline::EmbeddingInteraction replaces, and why others are left.
+
+    [Gather(table, ids + offsets) | Unsqueeze(dense) …] → Concat → v;  MatMul(v, Transpose(v)) → Reshape → Gather(pairs)
+    → [Concat(dense …, ·)]
+
+The stack may be flat, too: Concat of [rows, k * dim], then Reshape to [rows, n, dim]. Tables that MergeEmbeddings put
+into one come apart again by their offsets, so an id of one can't reach another's rows.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from redline.kernels.common.values import RefusedError, constant, only_use, producer, put
+from redline.kernels.embedding_interaction.operator import DOMAIN, NAME, VERSION, Interaction, constants
+from redline.verdict import Verdict
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    node: "ir.Node"  # the MatMul
+    op: Interaction
+    ids: "ir.Value"
+    dense: "list[ir.Value]"
+    y: "ir.Value"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _LookUp:
+    """Neighbors in the stack that one Gather gives."""
+
+    table: NDArray[np.float32]
+    ids: "ir.Value"
+    columns: NDArray[np.int64]  # of ids
+    begin: NDArray[np.int64]
+
+
+def find(graph: "ir.Graph") -> tuple[list[Found], list[Verdict]]:
+    """Every product of stacked vectors by themselves; and for each left alone or cut short, why."""
+    found, refusals = list[Found](), list[Verdict]()
+    for node in graph:
+        other = producer(node.inputs[1], "Transpose") if node.op_type == "MatMul" else None
+        if other is None or other.inputs[0] is not node.inputs[0]:
+            continue
+        try:
+            one, remark = _interaction(node)
+            found.append(one)
+            refusals += [Verdict(False, f"{node.name}: {remark}")] if remark else []
+        except RefusedError as why:
+            refusals.append(Verdict(False, f"{node.name}: {why}"))
+    return found, refusals
+
+
+def replace(graph: "ir.Graph", found: Found, op: Interaction | None = None) -> None:
+    """op: what is computed instead of found.op, its int8 form."""
+    weights = constants(op or found.op)
+    put(graph, (DOMAIN, NAME, VERSION), f"{found.node.name}.fused", [found.ids, weights, *found.dense], found.y)
+
+
+def _interaction(product: "ir.Node") -> tuple[Found, str]:
+    transposed = producer(product.inputs[1], "Transpose")
+    assert transposed is not None and product.inputs[0] is not None
+    if transposed.attributes.get_ints("perm") != (0, 2, 1):
+        raise RefusedError("its right side is not transposed by [0, 2, 1]")
+    look_ups, sources, dense = _stack(product.inputs[0])
+    ids = look_ups[0].ids
+    if any(other.ids is not ids for other in look_ups):
+        names = sorted({str(other.ids.name) for other in look_ups})
+        raise RefusedError(f"its ids come from {' and '.join(names)}, wanted one input of all")
+    n = len(sources)
+    y, pairs = _pairs(product.outputs[0], n)
+    lead, remark = list[int](), ""
+    concat = only_use(y)
+    if concat is not None and concat.op_type == "Concat":
+        places = {value: sources.index(-1 - d) for d, value in enumerate(dense)}
+        *before, last = concat.inputs
+        if last is y and all(value in places for value in before):
+            lead, y = [places[value] for value in before if value is not None], concat.outputs[0]
+        else:
+            remark = f"its dots alone; {concat.name} joins them with more than dense vectors before them"
+    starts = np.cumsum([0, *(len(x.table) for x in look_ups[:-1])])
+    op = Interaction(
+        table=np.concatenate([x.table for x in look_ups]),
+        row_scale=np.zeros(0, np.float32),
+        tables=np.concatenate([_tables(x, int(start)) for x, start in zip(look_ups, starts, strict=True)]),
+        vectors=np.array(sources, np.int64),
+        lead=np.array(lead, np.int64),
+        pairs=pairs,
+    )
+    return Found(product, op, ids, dense, y), remark
+
+
+def _stack(value: "ir.Value") -> "tuple[list[_LookUp], list[int], list[ir.Value]]":
+    """The look-ups, where each vector comes from (a table, or -1 - d for dense vector d), and the dense vectors."""
+    concat = producer(value, "Concat")
+    flat = concat is None and (reshape := producer(value, "Reshape")) is not None
+    dim = None
+    if flat and reshape is not None:
+        concat, shape = producer(reshape.inputs[0], "Concat"), constant(reshape.inputs[1])
+        dim = int(shape[-1]) if shape is not None and shape.size == 3 else None
+    if concat is None or concat.attributes.get_int("axis", 0) != 1 or (flat and dim is None):
+        raise RefusedError("its vectors are not a Concat along axis 1")
+    look_ups, sources, dense, tables = list[_LookUp](), list[int](), list["ir.Value"](), 0
+    for part in concat.inputs:
+        assert part is not None
+        lookup = _look_up(part, flat)
+        if lookup is not None:
+            sources += range(tables, tables + len(lookup.columns))
+            tables += len(lookup.columns)
+            look_ups.append(lookup)
+            continue
+        sources.append(-1 - len(dense))
+        dense.append(_dense(part, dim))
+    if not look_ups:
+        raise RefusedError("none of its vectors is looked up in a table")
+    widths = {x.table.shape[1] for x in look_ups} | ({dim} if dim is not None else set())
+    if len(widths) > 1:
+        raise RefusedError(f"its vectors are {sorted(widths)} wide, wanted one width")
+    return look_ups, sources, dense
+
+
+def _dense(part: "ir.Value", dim: int | None) -> "ir.Value":
+    if dim is not None:  # flat
+        if part.shape is None or part.shape[-1] != dim:
+            raise RefusedError(f"{part.name} is not known to be [rows, {dim}]")
+        return part
+    unsqueeze = producer(part, "Unsqueeze")
+    axes = constant(unsqueeze.inputs[1]) if unsqueeze else None
+    if unsqueeze is None or axes is None or axes.tolist() not in ([1], [-2]) or unsqueeze.inputs[0] is None:
+        node = part.producer()
+        origin = node.op_type if node else part.name
+        raise RefusedError(f"{origin} gives some of its vectors, wanted Gather of a constant table, or Unsqueeze")
+    return unsqueeze.inputs[0]
+
+
+def _look_up(part: "ir.Value", flat: bool) -> _LookUp | None:
+    node = part.producer()
+    if node is not None and node.op_type in ("Unsqueeze", "Reshape") and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    if node is None or node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0:
+        return None
+    table, ids = constant(node.inputs[0]), node.inputs[1]
+    if table is None or ids is None:
+        return None
+    if table.dtype != np.float32 or table.ndim != 2:
+        raise RefusedError(f"{node.name}: its table is {table.dtype} {list(table.shape)}, wanted float32 [rows, dim]")
+    add = producer(ids, "Add")
+    offsets = next((c for c in map(constant, add.inputs) if c is not None), None) if add else None
+    if add is not None and (offsets is None or offsets.ndim != 1):
+        raise RefusedError(f"{node.name}: what is added to its ids is no constant, one a table")
+    if add is not None and offsets is not None:
+        ids = next(value for value in add.inputs if constant(value) is None)
+        if np.any(np.diff([*offsets, len(table)]) < 1) or offsets[0] < 0:
+            raise RefusedError(f"{node.name}: the offsets of its tables do not ascend within {len(table)} rows")
+    picker = producer(ids, "Gather")
+    columns = constant(picker.inputs[1]) if picker else None
+    if picker is not None and columns is not None and picker.attributes.get_int("axis", 0) == 1:
+        ids = picker.inputs[0]
+    else:
+        columns = np.arange(1 if offsets is None else len(offsets))
+        if offsets is None and ids is not None and (ids.shape is None or len(ids.shape) > 1):
+            raise RefusedError(f"{node.name}: its ids are not known to be [rows]")
+    assert ids is not None
+    begin = np.zeros(1, np.int64) if offsets is None else offsets.astype(np.int64)
+    if columns.size != len(begin):
+        raise RefusedError(f"{node.name}: {columns.size} columns of ids for {len(begin)} tables")
+    return _LookUp(table, ids, columns.reshape(-1).astype(np.int64), begin)
+
+
+def _tables(x: _LookUp, start: int) -> NDArray[np.int64]:
+    return np.stack([x.columns, start + x.begin, np.diff([*x.begin, len(x.table)])], axis=1).astype(np.int64)
+
+
+def _pairs(products: "ir.Value", n: int) -> "tuple[ir.Value, NDArray[np.int64]]":
+    """[rows, n, n] → what the graph picks of them."""
+    flatten = only_use(products)
+    gather = only_use(flatten.outputs[0]) if flatten is not None else None
+    if flatten is None or gather is None:
+        raise RefusedError("its dots are used more than once")
+    shape = constant(flatten.inputs[1]) if flatten.op_type == "Reshape" else None
+    whole = flatten.op_type == "Flatten" or (shape is not None and shape.size == 2 and shape[-1] in (-1, n * n))
+    index: NDArray[Any] | None = constant(gather.inputs[1]) if gather.op_type == "Gather" else None
+    if not whole or index is None or index.ndim != 1 or gather.attributes.get_int("axis", 0) not in (1, -1):
+        picked = f"{flatten.op_type}, {gather.op_type}"
+        raise RefusedError(f"{picked} pick of its dots, wanted Reshape and Gather by a constant")
+    index = np.where(index < 0, index + n * n, index)
+    if np.any(index // n == index % n):
+        raise RefusedError("it takes a vector's product with itself, too")
+    return gather.outputs[0], index.astype(np.int64)

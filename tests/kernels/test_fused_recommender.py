@@ -1,0 +1,183 @@
+"""FusedRecommender: the bits of the nodes that it is made of, in ONNX Runtime and in the native engine."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import helper
+
+from redline import machine
+from redline.errors import GraphError, MissingError, RequestError, UsageError
+from redline.kernels import build
+from redline.kernels.fused_mlp import shapes as mlps
+from redline.kernels.fused_recommender import graphs, native, operator, pattern, shapes
+from redline.runtimes import engines
+from redline.tensors import Arrays
+
+RUNNABLE = [isa for isa in build.isas() if not machine.weaker(machine.isa(), isa)]
+every_isa = pytest.mark.parametrize("isa", RUNNABLE)
+LIBRARY = build.library(RUNNABLE[-1])
+
+
+def save(folder: Path, model: onnx.ModelProto, *isas: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for isa in isas or RUNNABLE[-1:]:
+        shutil.copyfile(build.library(isa), folder / build.file_name(isa))
+    onnx.save(model, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def inputs(ids: Any, dense: Any) -> Arrays:
+    return {"ids": ids, **{f"dense{d}": x for d, x in enumerate(dense)}}
+
+
+@every_isa
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("case", range(3))
+def test_answers_are_the_references(isa: str, int8: bool, case: int, tmp_path: Path) -> None:
+    op = shapes.cases(int8=int8)[case]
+    path = save(tmp_path, graphs.fused(op), isa)
+    node, alone = (engines.load(name, path, {"isa": isa}) for name in ("onnxruntime", "native"))
+    parts = engines.load("onnxruntime", save(tmp_path / "parts", graphs.parts(op), isa), {})
+    for rows in shapes.ROWS:
+        request = shapes.request(op, rows, seed=rows)
+        have = node.infer(inputs(*request))["y"]
+        assert have.shape == ((rows,) if op.squeeze else (rows, 2))
+        np.testing.assert_allclose(have, operator.reference(*request, op), rtol=2e-6, atol=1e-7)  # the sigmoid's exp
+        for other in (alone, parts):
+            np.testing.assert_array_equal(have, other.infer(inputs(*request))["y"])
+
+
+def test_the_same_bits_on_every_isa_in_any_company_on_any_thread() -> None:
+    op = shapes.cases(int8=True)[1]
+    ids, dense = shapes.request(op, 513)
+    dense[0][400:] *= 1000
+    kernels = [native.FusedRecommender(build.library(isa), op) for isa in RUNNABLE]
+    whole = kernels[-1](ids, dense)
+    for kernel in kernels:
+        np.testing.assert_array_equal(kernel(ids, dense), whole)
+        for at in (slice(0, 1), slice(3, 6), slice(390, 517)):
+            np.testing.assert_array_equal(kernel(ids[at], [x[at] for x in dense]), whole[at])
+    with ThreadPoolExecutor(4) as pool:
+        for answer in pool.map(lambda _: kernels[-1](ids, dense), range(32)):
+            np.testing.assert_array_equal(answer, whole)
+
+
+def test_what_is_not_finite_counts_as_the_lowest_step() -> None:
+    op = shapes.cases(int8=True)[0]
+    ids, (dense,) = shapes.request(op, 9)
+    kernel = native.FusedRecommender(LIBRARY, op)
+    low = dense.copy()
+    dense[2, 1], low[2, 1] = np.nan, -1e9
+    np.testing.assert_array_equal(kernel(ids, [dense]), kernel(ids, [low]))
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "native"])
+def test_ids_that_no_table_has(engine: str, tmp_path: Path) -> None:
+    op = shapes.cases(int8=True)[1]
+    running = engines.load(engine, save(tmp_path, graphs.fused(op)), {})
+    for value in (-1, 30, 2**40):
+        ids, dense = shapes.request(op, 200)
+        ids[150, 1] = value
+        why = rf"feature 1 \(column 1 of the ids\), row 150: id {value} is not in 0..29"
+        with pytest.raises(RequestError if engine == "native" else Exception, match=why):
+            running.infer(inputs(ids, dense))
+        ids[150, 1] = 0
+        assert np.isfinite(running.infer(inputs(ids, dense))["y"]).all()
+
+
+def test_requests_that_do_not_fit() -> None:
+    op = shapes.cases(int8=True)[1]
+    kernel = native.FusedRecommender(LIBRARY, op)
+    ids, dense = shapes.request(op, 5)
+    want = kernel(ids, dense)
+    for wrong, why in (
+        ((ids[:, :2], dense), r"ids: wanted int64 or int32 \[rows, 3\], got int64 \[5, 2\]"),
+        ((ids.astype(np.float32), dense), "got float32"),
+        ((ids, [dense[0][:4], dense[1]]), r"wanted float32 \[5, 13\], got float32 \[4, 13\]"),
+        ((ids, [dense[0], dense[1].astype(np.float64)]), r"wanted float32 \[5, 17\], got float64"),
+    ):
+        with pytest.raises(RequestError, match=why):
+            kernel(*wrong)
+    other = [np.asfortranarray(dense[0]), np.repeat(dense[1], 2, axis=1)[:, ::2]]
+    np.testing.assert_array_equal(kernel(np.asfortranarray(ids.astype(np.int32)), other), want)
+
+
+def test_parts_that_do_not_fit() -> None:
+    op = shapes.cases(int8=False)[0]
+    for wrong, why in (
+        (replace(op, top=mlps.chain((9, 1))), "the top MLP takes 9 numbers, the interaction gives 6"),
+        (replace(op, bottoms=[mlps.chain((3, 4))]), "dense vector 0 is 4 wide, the tables are 5"),
+    ):
+        with pytest.raises(ValueError, match=f"FusedRecommender: {why}"):
+            native.FusedRecommender(LIBRARY, wrong)
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_parts_become_one_node(case: int) -> None:
+    op = shapes.cases(int8=True)[case]
+    graph = ir.from_proto(graphs.parts(op)).graph
+    ((one,), refusals) = pattern.find(graph)
+    assert not refusals
+    assert one.op.squeeze == op.squeeze
+    have, want = operator.constants(one.op), operator.constants(op)
+    assert have.keys() == want.keys()
+    for name, array in want.items():
+        np.testing.assert_array_equal(have[name], array)
+    pattern.replace(graph, one)
+    assert graph.node("interaction.whole").op_type == operator.NAME
+
+
+def used_elsewhere(value: str) -> Any:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.node.append(helper.make_node("Neg", [value], ["side"], name="side"))
+        model.graph.output.append(helper.make_tensor_value_info("side", 1, None))
+
+    return change
+
+
+def another_top(model: onnx.ModelProto) -> None:
+    top = next(n for n in model.graph.node if n.name == "top")
+    top.op_type, top.domain = "Softmax", ""
+    del top.input[1:]
+
+
+@pytest.mark.parametrize(
+    ("change", "found", "why"),
+    [
+        (used_elsewhere("interaction.y"), 0, r"does not go into one FusedMlp \(it is used elsewhere too\)"),
+        (another_top, 0, r"does not go into one FusedMlp \(Softmax takes it\)"),
+        (used_elsewhere("bottom0.y"), 1, "bottom0 stays outside: what it gives is used elsewhere too"),
+    ],
+)
+def test_what_stays_outside_and_why(change: Any, found: int, why: str) -> None:
+    model = graphs.parts(shapes.cases(int8=True)[1])
+    change(model)
+    have, refusals = pattern.find(ir.from_proto(model).graph)
+    assert len(have) == found
+    with pytest.raises(AssertionError, match=why):
+        raise AssertionError("; ".join(verdict.why for verdict in refusals))
+
+
+def test_what_the_native_engine_does_not_take(tmp_path: Path) -> None:
+    op = shapes.cases(int8=True)[0]
+    parts = save(tmp_path / "parts", graphs.parts(op))
+    with pytest.raises(GraphError, match=r"native takes a graph of one FusedRecommender node, model.onnx has 4 nodes"):
+        engines.load("native", parts, {})
+    whole = save(tmp_path / "whole", graphs.fused(op))
+    with pytest.raises(UsageError, match="native: threads 2, wanted 1"):
+        engines.load("native", whole, {"threads": 2})
+    with pytest.raises(UsageError, match="isa 'sse9' is not one of"):
+        engines.load("native", whole, {"isa": "sse9"})
+    (whole.parent / build.file_name(RUNNABLE[-1])).unlink()
+    with pytest.raises(MissingError, match=r"no library of fused kernels lies beside it: wanted libredline_"):
+        engines.load("native", whole, {})
+    whole.write_bytes(b"not a graph")
+    with pytest.raises(GraphError, match=r"native (can't read|takes a graph)"):
+        engines.load("native", whole, {})
