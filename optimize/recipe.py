@@ -116,6 +116,7 @@ RETRAINED = (
     _auto("onnxruntime-int8-pruned", (Prune(), *_STATIC), "onnxruntime"),
     _auto("openvino-int8-pruned", (Prune(), *_STATIC), "openvino", precision="fp32"),
     Recipe(name="onnxruntime-int8-pruned-fused", passes=(Prune(), *_STATIC, FuseKernels()), engine="onnxruntime"),
+    Recipe(name="native-int8-pruned-fused", passes=(Prune(), *_STATIC, FuseKernels()), engine="native"),
     _auto("onnxruntime-int8-qat", (Qat(), *_STATIC), "onnxruntime"),
     _auto("openvino-int8-qat", (Qat(), *_STATIC), "openvino", precision="fp32"),
 )
