@@ -118,16 +118,18 @@ def constants(op: Interaction) -> dict[str, NDArray[Any]]:
     }
 
 
-def schema() -> "onnx.defs.OpSchema":
+def schema(
+    name: str = NAME, doc: str = __doc__ or "", attributes: "Sequence[onnx.defs.OpSchema.Attribute]" = ()
+) -> "onnx.defs.OpSchema":
     """For onnx.checker (`onnx.defs.register_schema`); ONNX Runtime asks the library itself."""
     from onnx import defs
 
     option = defs.OpSchema.FormalParameterOption
     return defs.OpSchema(
-        NAME,
+        name,
         DOMAIN,
         VERSION,
-        doc=__doc__ or "",
+        doc=doc,
         inputs=[
             defs.OpSchema.FormalParameter("ids", "I"),
             defs.OpSchema.FormalParameter("rest", "T", param_option=option.Variadic, is_homogeneous=False),
@@ -135,6 +137,7 @@ def schema() -> "onnx.defs.OpSchema":
         outputs=[defs.OpSchema.FormalParameter("y", "tensor(float)")],
         type_constraints=[
             ("I", ["tensor(int32)", "tensor(int64)"], "ids"),
-            ("T", ["tensor(float)", "tensor(int8)", "tensor(int64)"], "constants and dense vectors"),
+            ("T", ["tensor(float)", "tensor(int8)", "tensor(int64)"], "constants and dense inputs"),
         ],
+        attributes=attributes,
     )

@@ -86,23 +86,8 @@ def _layer(weights: Sequence[NDArray[Any]], input_scale: Any, code: Any) -> Laye
 
 
 def schema() -> "onnx.defs.OpSchema":
-    """For onnx.checker (`onnx.defs.register_schema`); ONNX Runtime asks the library itself."""
+    """An EmbeddingInteraction's, with its own constants among the rest."""
     from onnx import defs
 
-    option = defs.OpSchema.FormalParameterOption
-    return defs.OpSchema(
-        NAME,
-        DOMAIN,
-        VERSION,
-        doc=__doc__ or "",
-        inputs=[
-            defs.OpSchema.FormalParameter("ids", "I"),
-            defs.OpSchema.FormalParameter("rest", "T", param_option=option.Variadic, is_homogeneous=False),
-        ],
-        outputs=[defs.OpSchema.FormalParameter("y", "tensor(float)")],
-        type_constraints=[
-            ("I", ["tensor(int32)", "tensor(int64)"], "ids"),
-            ("T", ["tensor(float)", "tensor(int8)", "tensor(int64)"], "constants and dense inputs"),
-        ],
-        attributes=[defs.OpSchema.Attribute("squeeze", defs.OpSchema.AttrType.INT, "the answer is [rows]")],
-    )
+    squeeze = defs.OpSchema.Attribute("squeeze", defs.OpSchema.AttrType.INT, "the answer is [rows]")
+    return interaction.schema(NAME, __doc__ or "", [squeeze])
