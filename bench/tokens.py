@@ -130,9 +130,10 @@ def read_guidellm(table: Mapping[str, Any], sla: TokenSLA, neighbors: float = 0.
         (benchmark,) = table["benchmarks"]
         requests = benchmark["requests"]
         rows = [(r, kind) for kind in ("successful", "errored", "incomplete") for r in requests[kind] or ()]
-        rows = [(r, kind) for r, kind in rows if r["info"]["timings"]["targeted_start"] is not None]
-        rows.sort(key=lambda row: float(row[0]["info"]["timings"]["targeted_start"]))
-        due_s = np.array([r["info"]["timings"]["targeted_start"] for r, _ in rows], np.float64)
+        rows = [(r, kind) for r, kind in rows if _due_s(r) or kind == "errored"]
+        begun_s = min((_due_s(r) for r, _ in rows if _due_s(r)), default=0.0)
+        rows.sort(key=lambda row: _due_s(row[0]) or begun_s)
+        due_s = np.array([_due_s(r) or begun_s for r, _ in rows], np.float64)
         late_ms = np.array([r["request_dispatch_delay"] or 0.0 for r, _ in rows], np.float64) * 1e3
         wrong = [_wrong(r, kind, sla) for r, kind in rows]
         first, between = (
@@ -155,9 +156,15 @@ def read_guidellm(table: Mapping[str, Any], sla: TokenSLA, neighbors: float = 0.
     return Tokens(ttft, replace(ttft, late_ns=np.zeros_like(late), latency_ns=between), tokens / lasted_s)
 
 
+def _due_s(row: Mapping[str, Any]) -> float:
+    """0 for a request that was never scheduled: left over at the end, or one that failed before it was sent."""
+    return float(row["info"]["timings"]["targeted_start"] or 0.0)
+
+
 def _wrong(row: Mapping[str, Any], kind: str, sla: TokenSLA) -> str | None:
     if kind != "successful":
-        return kind
+        said = str(row["info"].get("error") or "").partition(" for url")[0].partition("\n")[0]
+        return f"{kind}: {said[:80]}" if said else kind
     if row["time_to_first_token_ms"] is None or row["inter_token_latency_ms"] is None:
         return "no tokens"
     return "cut short" if row["output_tokens"] < sla.output_tokens else None

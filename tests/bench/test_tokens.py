@@ -61,6 +61,18 @@ def test_what_is_no_whole_answer_is_a_miss_of_both() -> None:
     assert seen.itl.latency_ns.tolist()[1:] == [MISS] * 3
 
 
+def test_an_error_is_named_by_its_cause_and_one_that_was_never_scheduled_stretches_nothing() -> None:
+    """guidellm leaves targeted_start at 0 where a request failed before it was sent."""
+    dead = row(1) | {"time_to_first_token_ms": None, "inter_token_latency_ms": None, "output_tokens": None}
+    said = "Server error '503 Service Unavailable' for url 'http://127.0.0.1:1/v1'\nFor more information check: ..."
+    unsent = dead | {"info": {"timings": {"targeted_start": 0.0, "request_end": None}, "error": said}}
+    left = dead | {"info": {"timings": {"targeted_start": None, "request_end": None}}}
+    seen = read_guidellm(report([row(1), row(0)], [unsent], [left]), SLA)
+    assert seen.ttft.errors == {"errored: Server error '503 Service Unavailable'": 1}
+    assert sorted(seen.ttft.latency_ns.tolist()) == [102_000_000, 102_000_000, MISS]
+    assert seen.tokens_per_s == pytest.approx(48 / 1.1, rel=1e-3)
+
+
 def test_held() -> None:
     status, why = judged([row(i) for i in range(480)])
     assert status == "held"
