@@ -58,6 +58,8 @@ def _proof_lines(outcome: Outcome) -> list[tuple[str, str]]:
         return [("proof", f"unproven: {outcome.board.unmeasured or 'not asked'}")]
     table = outcome.proof.table
     rates = ", ".join(f"{name} {found['highest_rate']:.0f}/s" for name, found in table["engines"].items())
+    if automatic := table.get("automatic"):
+        rates += f"; best automatic ({automatic['recipe']}) {automatic['highest_rate']:.0f}/s"
     lines = [("highest rate", f"{rates}; unoptimized {table['baseline']['highest_rate']:.0f}/s")]
     return [*lines, ("proof", f"{outcome.proof.status} on {table['served_by']}: {outcome.proof.why}")]
 

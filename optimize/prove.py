@@ -1,4 +1,4 @@
-"""The last verdict: winner and unoptimized model, each served as `redline serve` would, under open-loop load.
+"""The last verdict: winner, best automatic candidate and unoptimized model, served and put under open-loop load.
 
 Server and generator run on cores of their own; requests are the golden ones, over the v2 binary wire.
 """
@@ -44,8 +44,11 @@ class Proof:
         return EXIT_CODES[self.status]
 
 
-def prove(path: Path, baseline: Path | None, say: Say) -> Proof:
-    """Find what each server holds, then judge the better one at the SLA's own rate; the baseline the same way."""
+def prove(path: Path, baseline: Path | None, say: Say, automatic: Path | None = None) -> Proof:
+    """Find what each server holds, then judge the better one at the SLA's own rate; the baseline the same way.
+
+    automatic: the best automatic candidate, where the expert track won; what it holds stands beside.
+    """
     found = artifact.load(path)
     sla = found.manifest.sla
     engines = {server: _highest(found, server, say) for server in SERVERS}
@@ -58,6 +61,9 @@ def prove(path: Path, baseline: Path | None, say: Say) -> Proof:
         "engines": engines,
         "conditions": machine.conditions(),
     }
+    if automatic is not None:
+        rival = artifact.load(automatic)
+        table["automatic"] = {"recipe": rival.manifest.recipe["name"], **_highest(rival, best, say)}
     if baseline is not None:
         before = artifact.load(baseline)
         table["baseline"] = _highest(before, "embedded", say) | {"at_rate": _at_rate(before, "embedded", say)}

@@ -47,6 +47,8 @@ def _summary(board: dict[str, Any], sla: dict[str, Any] | None) -> list[tuple[st
     if sla:
         best = sla["engines"][sla["served_by"]]["highest_rate"]
         before = f", was {sla['baseline']['highest_rate']:.0f}/s" if "baseline" in sla else ""
+        if automatic := sla.get("automatic"):
+            before += f"; best automatic {automatic['highest_rate']:.0f}/s"
         figures.append((f"highest rate, {sla['served_by']}", f"{best:.0f}/s{before}"))
     return figures
 
@@ -136,6 +138,8 @@ def _loaded(sla: dict[str, Any]) -> list[tuple[str, dict[str, Any], str]]:
     """(label, what it did under load, color) of every server, the unoptimized model last."""
     colors = {"embedded": BLUE, "triton": AMBER}
     found = [(f"optimized, {name}", engine, colors.get(name, GREEN)) for name, engine in sla["engines"].items()]
+    if automatic := sla.get("automatic"):
+        found.append((f"best automatic, {automatic['recipe']}", automatic, _COLORS[3]))
     return [*found, ("unoptimized", sla["baseline"], GRAY)] if "baseline" in sla else found
 
 

@@ -51,8 +51,10 @@ class Road:
 
     def _prove(self, board: Board, contender: Entry) -> Proof:
         assert contender.candidate is not None
+        rival = _best_automatic(board, contender)
         key = {
             "proof": contender.candidate.fingerprint,
+            "automatic": rival.candidate.fingerprint if rival and rival.candidate else "",
             "source": [self.source.sha256, self.source.inputs_sha256, self.source.evaluation_sha256],
             "sla": [self.source.job.sla.p99_ms, self.source.job.sla.rate, self.source.job.sla.rows],
             "conditions": machine.conditions(),
@@ -62,23 +64,23 @@ class Road:
             hits = self.cache.hits
             table = self.cache.value(
                 key,
-                lambda: self._load_test(board, contender, say).table,
+                lambda: self._load_test(board, contender, rival, say).table,
                 keep=lambda table: Proof(table).status != "invalid",
             )
             proof = Proof(table)
             say(f"{proof.status}: {proof.why}" + (" (cached)" if self.cache.hits > hits else ""))
         return proof
 
-    def _load_test(self, board: Board, contender: Entry, say: Say) -> Proof:
+    def _load_test(self, board: Board, contender: Entry, rival: Entry | None, say: Say) -> Proof:
         with TemporaryDirectory(prefix="redline-") as folder:
-            trial, baseline = Path(folder) / "winner", Path(folder) / "baseline"
-            self._write(trial, contender, board.baseline)
-            self._write(baseline, board.baseline, board.baseline)
-            return prove(trial, baseline, say)
 
-    def _write(self, folder: Path, entry: Entry, baseline: Entry) -> None:
-        folder.mkdir()
-        artifact.write(folder, self.source, entry, baseline, proof_why="not yet", command=self.command)
+            def written(entry: Entry) -> Path:
+                out = Path(folder) / entry.recipe.name
+                out.mkdir()
+                artifact.write(out, self.source, entry, board.baseline, proof_why="not yet", command=self.command)
+                return out
+
+            return prove(written(contender), written(board.baseline), say, written(rival) if rival else None)
 
     def write(self, folder: Path, outcome: Outcome) -> None:
         """Fill folder with the artifact and its evidence."""
@@ -105,6 +107,14 @@ class Road:
         if sla:
             artifact.write_json(folder / "evidence" / "sla.json", sla)
         (folder / "report.html").write_text(render(board, sla))
+
+
+def _best_automatic(board: Board, contender: Entry) -> Entry | None:
+    """What the expert track is measured by; none where the contender is automatic itself."""
+    if contender.recipe.track == "auto":
+        return None
+    rivals = [e for e in board.ranking() if e.recipe.track == "auto" and e.batchable >= contender.batchable]
+    return rivals[0] if rivals else None
 
 
 def _contenders(board: Board) -> list[Entry]:
