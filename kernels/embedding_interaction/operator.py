@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from redline.kernels import operators
+
 if TYPE_CHECKING:
     import onnx
 
-DOMAIN, NAME, VERSION = "ai.redline", "EmbeddingInteraction", 1
+NAME = "EmbeddingInteraction"
+IDS = ("tensor(int32)", "tensor(int64)")
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
@@ -118,26 +121,5 @@ def constants(op: Interaction) -> dict[str, NDArray[Any]]:
     }
 
 
-def schema(
-    name: str = NAME, doc: str = __doc__ or "", attributes: "Sequence[onnx.defs.OpSchema.Attribute]" = ()
-) -> "onnx.defs.OpSchema":
-    """For onnx.checker (`onnx.defs.register_schema`); ONNX Runtime asks the library itself."""
-    from onnx import defs
-
-    option = defs.OpSchema.FormalParameterOption
-    return defs.OpSchema(
-        name,
-        DOMAIN,
-        VERSION,
-        doc=doc,
-        inputs=[
-            defs.OpSchema.FormalParameter("ids", "I"),
-            defs.OpSchema.FormalParameter("rest", "T", param_option=option.Variadic, is_homogeneous=False),
-        ],
-        outputs=[defs.OpSchema.FormalParameter("y", "tensor(float)")],
-        type_constraints=[
-            ("I", ["tensor(int32)", "tensor(int64)"], "ids"),
-            ("T", ["tensor(float)", "tensor(int8)", "tensor(int64)"], "constants and dense inputs"),
-        ],
-        attributes=attributes,
-    )
+def schema() -> "onnx.defs.OpSchema":
+    return operators.schema(NAME, __doc__, "ids", IDS)

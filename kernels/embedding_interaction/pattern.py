@@ -14,11 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redline.kernels.common.values import RefusedError, constant, only_use, producer, put
-from redline.kernels.embedding_interaction.operator import DOMAIN, NAME, VERSION, Interaction, constants
+from redline.kernels.embedding_interaction.operator import NAME, Interaction, constants, in_int8
+from redline.kernels.fused_mlp import operator as mlp
+from redline.kernels.operators import Fused
 from redline.verdict import Verdict
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+AFTER = ("fused_mlp",)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +44,19 @@ class _LookUp:
     begin: NDArray[np.int64]
 
 
+def fuse(graph: "ir.Graph") -> Fused:
+    found, refusals = find(graph)
+    done = []
+    for one in found:
+        user = only_use(one.y)
+        quantized = user is not None and user.op_type == mlp.NAME  # the dots become int8 anyway
+        replace(graph, one, in_int8(one.op) if quantized else None)
+        kind = "int8" if quantized else "fp32"
+        vectors = f"{len(one.op.vectors)} vectors ({len(one.op.tables)} tables, {kind})"
+        done.append(f"{len(one.op.pairs)} dots of {vectors} in one node")
+    return Fused(done, refusals)
+
+
 def find(graph: "ir.Graph") -> tuple[list[Found], list[Verdict]]:
     """Every product of stacked vectors by themselves; and for each left alone or cut short, why."""
     found, refusals = list[Found](), list[Verdict]()
@@ -59,7 +76,7 @@ def find(graph: "ir.Graph") -> tuple[list[Found], list[Verdict]]:
 def replace(graph: "ir.Graph", found: Found, op: Interaction | None = None) -> None:
     """op: what is computed instead of found.op, its int8 form."""
     weights = constants(op or found.op)
-    put(graph, (DOMAIN, NAME, VERSION), f"{found.node.name}.fused", [found.ids, weights, *found.dense], found.y)
+    put(graph, NAME, f"{found.node.name}.fused", [found.ids, weights, *found.dense], found.y)
 
 
 def _interaction(product: "ir.Node") -> tuple[Found, str]:

@@ -59,8 +59,7 @@ struct Kernel {
   }
 };
 
+const ort::Registered<Kernel> registered;
+
 }  // namespace
-
-const ort::CustomOp* fused_mlp_op() { return ort::op<Kernel>(); }
-
 }  // namespace redline

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from redline.kernels import operators
+
 if TYPE_CHECKING:
     import onnx
 
-DOMAIN, NAME, VERSION = "ai.redline", "FusedMlp", 1
+NAME = "FusedMlp"
 MAX_K = 131_071  # 128 * 128 * k stays in int32
 Activation = Literal["none", "relu", "sigmoid"]
 
@@ -68,9 +70,6 @@ def constants(layers: Sequence[Layer]) -> dict[str, NDArray[Any]]:
 
 
 def schema() -> "onnx.defs.OpSchema":
-    """For onnx.checker and shape inference (`onnx.defs.register_schema`); ONNX Runtime asks the library itself."""
-    from onnx import defs
-
     def infer(context: "onnx.shape_inference.InferenceContext") -> None:
         x, weight = (context.get_input_type(i).tensor_type for i in (0, context.get_num_inputs() - 3))
         y = context.get_output_type(0)
@@ -79,18 +78,4 @@ def schema() -> "onnx.defs.OpSchema":
         y.tensor_type.shape.dim[-1].CopyFrom(weight.shape.dim[0])
         context.set_output_type(0, y)
 
-    option = defs.OpSchema.FormalParameterOption
-    made = defs.OpSchema(
-        NAME,
-        DOMAIN,
-        VERSION,
-        doc=__doc__ or "",
-        inputs=[
-            defs.OpSchema.FormalParameter("x", "tensor(float)"),
-            defs.OpSchema.FormalParameter("constants", "T", param_option=option.Variadic, is_homogeneous=False),
-        ],
-        outputs=[defs.OpSchema.FormalParameter("y", "tensor(float)")],
-        type_constraints=[("T", ["tensor(float)", "tensor(int8)", "tensor(int64)"], "scales, codes, weights")],
-    )
-    made.set_type_and_shape_inference_function(infer)
-    return made
+    return operators.schema(NAME, __doc__, infer=infer)

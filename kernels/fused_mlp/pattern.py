@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redline.kernels.common.values import RefusedError, constant, only_use, producer, put
-from redline.kernels.fused_mlp.operator import DOMAIN, MAX_K, NAME, VERSION, Activation, Layer, constants
+from redline.kernels.fused_mlp.operator import MAX_K, NAME, Activation, Layer, constants
+from redline.kernels.operators import Fused
 from redline.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -31,6 +32,17 @@ class Link:
     layer: Layer
     x: "ir.Value"  # float, about to be quantized
     y: "ir.Value"  # float, after the activation
+
+
+def fuse(graph: "ir.Graph") -> Fused:
+    chains, refusals = find(graph)
+    for chain in chains:
+        replace(graph, chain)
+    shapes = ", ".join(
+        "-".join(map(str, [c[0].layer.weight.shape[1], *(len(x.layer.weight) for x in c)])) for c in chains
+    )
+    done = f"{sum(map(len, chains))} layers in {len(chains)} fused nodes ({shapes})"
+    return Fused([done] if chains else [], refusals)
 
 
 def find(graph: "ir.Graph") -> tuple[list[list[Link]], list[Verdict]]:
@@ -59,7 +71,7 @@ def replace(graph: "ir.Graph", chain: list[Link]) -> None:
     """One node for the chain; what it makes superfluous is left to a sweep."""
     x = _quantized_input(chain[0].node)[0]  # read anew: a chain replaced before may have renewed it
     weights = constants([link.layer for link in chain])
-    put(graph, (DOMAIN, NAME, VERSION), f"{chain[0].node.name}.fused", [x, weights], chain[-1].y)
+    put(graph, NAME, f"{chain[0].node.name}.fused", [x, weights], chain[-1].y)
 
 
 def _link(node: "ir.Node") -> Link:
