@@ -1,18 +1,22 @@
-"""ai.redline::FusedMlp: a chain of Linear + bias + ReLU (or sigmoid) in INT8, kept in cache or registers.
+"""ai.redline::FusedMlp: a chain of Linear + bias + ReLU (or sigmoid) in one number format, kept in cache or registers.
 
     x [rows, k] float32 → quantize → (int8 by int8 → int32 → scale, bias, activation → quantize) a layer → [rows, n]
+    x [rows, k] float32 → (bf16 or fp32 products, fp32 sums from the bias on, activation) a layer → [rows, n]
 
 The node's inputs: x [..., k], input_scales [layers], activations [layers] (0 none, 1 ReLU, 2 sigmoid), then for each
-layer weight [n, k] int8, weight_scale [n], bias [n]; all but x are constants. NaN counts as the lowest step, -128, as
-in ONNX Runtime's QuantizeLinear; infinities saturate.
-Scales are static (from calibration), one per tensor for what flows and one per channel for weights, so a row's answer
-does not depend on its neighbors.
+layer weight [n, k] (int8, bfloat16 or float; one type in all layers), weight_scale [n], bias [n]; all but x are
+constants. Scales mean something to int8 only: weight_scale is [0] elsewhere.
+int8: scales are static (from calibration), one per tensor for what flows and one per channel for weights. NaN counts as
+the lowest step, -128, as in ONNX Runtime's QuantizeLinear; infinities saturate.
+bfloat16: what enters a layer is rounded to it. NaN stays NaN, as in fp32.
+A row's answer does not depend on its neighbors, to the bit.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,15 +26,46 @@ if TYPE_CHECKING:
 DOMAIN, NAME, VERSION = "ai.redline", "FusedMlp", 1
 MAX_K = 131_071  # 128 * 128 * k stays in int32
 Activation = Literal["none", "relu", "sigmoid"]
+Precision = Literal["int8", "bf16", "fp32"]
+# In the order of kernel.h's RedlineFormat.
+DTYPES: dict[Precision, np.dtype[Any]] = {
+    "int8": np.dtype(np.int8),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "fp32": np.dtype(np.float32),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Layer:
-    weight: NDArray[np.int8]  # [n, k]
-    weight_scale: NDArray[np.float32]  # [n]
+    weight: NDArray[Any]  # [n, k]: int8, bfloat16 or float32
+    weight_scale: NDArray[np.float32]  # [n], of int8, else [0]
     bias: NDArray[np.float32]  # [n]
     input_scale: float  # of the int8 numbers that enter; zero points are 0
     activation: Activation
+
+
+def of_floats(
+    weight: NDArray[np.float32], bias: NDArray[np.float32], activation: Activation, precision: Precision
+) -> Layer:
+    """A layer that needs no scales: bf16 or fp32. weight: [n, k]"""
+    return Layer(
+        weight=weight.astype(DTYPES[precision]),
+        weight_scale=np.zeros(0, np.float32),
+        bias=bias.astype(np.float32),
+        input_scale=1.0,
+        activation=activation,
+    )
+
+
+def format_code(dtype: np.dtype[Any]) -> int:
+    """kernel.h's RedlineFormat.
+
+    Raises:
+        ValueError: none has this dtype.
+    """
+    if dtype not in DTYPES.values():
+        raise ValueError(f"numbers of {dtype}, wanted {', '.join(map(str, DTYPES.values()))}")
+    return list(DTYPES.values()).index(dtype)
 
 
 def quantize(x: NDArray[np.float32], scale: float) -> NDArray[np.int8]:
@@ -40,11 +75,15 @@ def quantize(x: NDArray[np.float32], scale: float) -> NDArray[np.int8]:
 
 
 def reference(x: NDArray[np.float32], layers: Sequence[Layer]) -> NDArray[np.float32]:
-    """What every implementation must give. x: [rows, k of the first layer] → [rows, n of the last]."""
+    """What every implementation must give: of int8 its bits, else within 1e-5 (fp32) or 2e-2 (bf16) of the answers'
+    scale. x: [rows, k of the first layer] → [rows, n of the last]."""
     for layer in layers:
-        entered = quantize(x, layer.input_scale).astype(np.int32)
-        accumulated = entered @ layer.weight.astype(np.int32).T  # exact in int32 up to MAX_K
-        x = accumulated.astype(np.float32) * (np.float32(layer.input_scale) * layer.weight_scale) + layer.bias
+        if layer.weight.dtype == np.int8:
+            entered = quantize(x, layer.input_scale).astype(np.int32)
+            accumulated = entered @ layer.weight.astype(np.int32).T  # exact in int32 up to MAX_K
+            x = accumulated.astype(np.float32) * (np.float32(layer.input_scale) * layer.weight_scale) + layer.bias
+        else:
+            x = x.astype(layer.weight.dtype).astype(np.float32) @ layer.weight.astype(np.float32).T + layer.bias
         if layer.activation == "relu":
             x = np.maximum(x, np.float32(0))
         elif layer.activation == "sigmoid":
@@ -90,7 +129,7 @@ def schema() -> "onnx.defs.OpSchema":
             defs.OpSchema.FormalParameter("constants", "T", param_option=option.Variadic, is_homogeneous=False),
         ],
         outputs=[defs.OpSchema.FormalParameter("y", "tensor(float)")],
-        type_constraints=[("T", ["tensor(float)", "tensor(int8)", "tensor(int64)"], "scales, codes, weights")],
+        type_constraints=[("T", [f"tensor({t})" for t in ("float", "bfloat16", "int8", "int64")], "scales, codes, weights")],
     )
     made.set_type_and_shape_inference_function(infer)
     return made

@@ -84,7 +84,7 @@ def _interactions(graph: "ir.Graph") -> tuple[list[str], Sequence[Verdict]]:
     for one in found:
         user = only_use(one.y)
         quantized = user is not None and user.op_type == mlp.NAME  # the dots become int8 anyway
-        interactions.replace(graph, one, interaction.in_int8(one.op) if quantized else None)
+        interactions.replace(graph, one, interaction.stored(one.op, "int8") if quantized else None)
         kind = "int8" if quantized else "fp32"
         vectors = f"{len(one.op.vectors)} vectors ({len(one.op.tables)} tables, {kind})"
         said.append(f"{len(one.op.pairs)} dots of {vectors} in one node")
