@@ -200,4 +200,16 @@ const CustomOp* op() {
   return &made;
 }
 
+// Every operator that this library holds, in the order in which it was linked.
+inline std::vector<const CustomOp*>& operators() {
+  static std::vector<const CustomOp*> all;
+  return all;
+}
+
+// In an op.cpp, `const ort::Registered<Kernel> registered;` puts its operator into the library.
+template <class Kernel>
+struct Registered {
+  Registered() { operators().push_back(op<Kernel>()); }
+};
+
 }  // namespace redline::ort

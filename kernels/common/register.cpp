@@ -1,12 +1,6 @@
 // What ONNX Runtime calls when it loads this library: every operator, in the domain ai.redline.
 #include "ort.h"
 
-namespace redline {
-const ort::CustomOp* embedding_interaction_op();
-const ort::CustomOp* fused_mlp_op();
-const ort::CustomOp* fused_recommender_op();
-}
-
 extern "C" __attribute__((visibility("default"))) redline::ort::Status* RegisterCustomOps(
     redline::ort::SessionOptions* options, const redline::ort::ApiBase* base) {
   using namespace redline;
@@ -17,7 +11,7 @@ extern "C" __attribute__((visibility("default"))) redline::ort::Status* Register
     // Made once and kept: sessions refer to it as long as the library is loaded.
     static ort::Domain* const domain = [&] {
       ort::Domain* made = api.domain("ai.redline");
-      for (const ort::CustomOp* op : {embedding_interaction_op(), fused_mlp_op(), fused_recommender_op()}) api.add(made, op);
+      for (const ort::CustomOp* op : ort::operators()) api.add(made, op);
       return made;
     }();
     api.add(options, domain);

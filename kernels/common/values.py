@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from redline.kernels.operators import DOMAIN, VERSION
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -34,13 +36,13 @@ def only_use(value: "ir.Value") -> "ir.Node | None":
 
 def put(
     graph: "ir.Graph",
-    operator: tuple[str, str, int],
+    operator: str,
     name: str,
     operands: "Sequence[ir.Value | Mapping[str, NDArray[Any]]]",
     old: "ir.Value",
     attributes: Mapping[str, int] | None = None,
 ) -> None:
-    """A node (domain, type, version) whose answer takes the place of `old`; what that makes superfluous is left to a
+    """A node of an operator of ours whose answer takes the place of `old`; what that makes superfluous is left to a
     sweep. operands: values, and named constants to add."""
     import onnx_ir as ir
 
@@ -53,10 +55,9 @@ def put(
             value = ir.Value(name=f"{name}.{label}", const_value=ir.tensor(array, name=f"{name}.{label}"))
             graph.register_initializer(value)
             values.append(value)
-    domain, op_type, version = operator
     new = ir.Value(name=old.name, shape=old.shape, type=old.type)
     old.name = f"{old.name}.unfused"
-    node = ir.node(op_type, values, attributes, domain=domain, version=version, outputs=[new], name=name)
+    node = ir.node(operator, values, attributes, domain=DOMAIN, version=VERSION, outputs=[new], name=name)
     last = old.producer()
     assert last is not None
     graph.insert_before(last, node)

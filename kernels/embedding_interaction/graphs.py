@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from redline.kernels.embedding_interaction.operator import DOMAIN, NAME, VERSION, Interaction, constants
+from redline.kernels.embedding_interaction.operator import NAME, Interaction, constants
+from redline.kernels.operators import DOMAIN, VERSION
 
 if TYPE_CHECKING:
     import onnx

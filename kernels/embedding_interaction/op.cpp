@@ -93,8 +93,7 @@ struct Kernel {
   }
 };
 
+const ort::Registered<Kernel> registered;
+
 }  // namespace
-
-const ort::CustomOp* embedding_interaction_op() { return ort::op<Kernel>(); }
-
 }  // namespace redline

@@ -3,14 +3,14 @@
     ids [rows, columns], dense vectors [rows, dim] … → vectors [rows, n, dim] → [rows, leads * dim + pairs]
 
 The node's inputs: ids (int32 or int64), table [all, dim] int8, bfloat16 or float (every table below the other),
-row_scale [all] (int8 only, else [0]), tables [n, 3] (which column of ids, first row, rows), vectors [n] (a table, or -1 - d for dense
-vector d), lead [l] (vectors that go out as they are), pairs [p] (i * n + j of each dot product that goes out), then the
-dense vectors; all but ids and dense vectors are constants. An id outside its table is an error that names feature, row
-and id; answers of what isn't finite are of no meaning, in their own row only.
+row_scale [all] (int8 only, else [0]), tables [n, 3] (which column of ids, first row, rows), vectors [n] (a table, or
+-1 - d for dense vector d), lead [l] (vectors that go out as they are), pairs [p] (i * n + j of each dot product that
+goes out), then the dense vectors; all but ids and dense vectors are constants. An id outside its table is an error that
+names feature, row and id; answers of what isn't finite are of no meaning, in their own row only.
 
-float, bfloat16: fp32 sums over the dimensions; a dense vector enters its dots rounded as the table's rows are, but goes
-out as it is. int8: a dense vector becomes steps on a scale of its own (largest number / 127), sums are exact, then times
-the product of both scales.
+float, bfloat16: fp32 sums over the dimensions; a dense vector enters its dots rounded as the table's rows are, but
+goes out as it is. int8: a dense vector becomes steps on a scale of its own (largest number / 127), sums are exact, then
+times the product of both scales.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from redline.kernels.fused_mlp.operator import DTYPES, Precision
+from redline.kernels import operators
+from redline.kernels.common.formats import Precision, dtype_of
 
 if TYPE_CHECKING:
     import onnx
 
-DOMAIN, NAME, VERSION = "ai.redline", "EmbeddingInteraction", 1
+NAME = "EmbeddingInteraction"
+IDS = ("tensor(int32)", "tensor(int64)")
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
@@ -107,7 +109,7 @@ def reference(ids: NDArray[Any], dense: Sequence[Floats], op: Interaction) -> Fl
 def stored(op: Interaction, precision: Precision) -> Interaction:
     """The same with its float32 table in another format: int8 with a scale a row, or bf16."""
     if precision != "int8":
-        return replace(op, table=op.table.astype(DTYPES[precision]))
+        return replace(op, table=op.table.astype(dtype_of(precision)))
     steps, scale = quantize_rows(op.table)
     return replace(op, table=steps, row_scale=scale)
 
@@ -124,26 +126,5 @@ def constants(op: Interaction) -> dict[str, NDArray[Any]]:
     }
 
 
-def schema(
-    name: str = NAME, doc: str = __doc__ or "", attributes: "Sequence[onnx.defs.OpSchema.Attribute]" = ()
-) -> "onnx.defs.OpSchema":
-    """For onnx.checker (`onnx.defs.register_schema`); ONNX Runtime asks the library itself."""
-    from onnx import defs
-
-    option = defs.OpSchema.FormalParameterOption
-    return defs.OpSchema(
-        name,
-        DOMAIN,
-        VERSION,
-        doc=doc,
-        inputs=[
-            defs.OpSchema.FormalParameter("ids", "I"),
-            defs.OpSchema.FormalParameter("rest", "T", param_option=option.Variadic, is_homogeneous=False),
-        ],
-        outputs=[defs.OpSchema.FormalParameter("y", "tensor(float)")],
-        type_constraints=[
-            ("I", ["tensor(int32)", "tensor(int64)"], "ids"),
-            ("T", [f"tensor({t})" for t in ("float", "bfloat16", "int8", "int64")], "constants and dense inputs"),
-        ],
-        attributes=attributes,
-    )
+def schema() -> "onnx.defs.OpSchema":
+    return operators.schema(NAME, __doc__, "ids", IDS)

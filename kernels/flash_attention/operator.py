@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from redline.kernels.operators import DOMAIN, VERSION
+
 if TYPE_CHECKING:
     import onnx
 
-DOMAIN, NAME, VERSION = "ai.redline", "FlashAttention", 1
+NAME = "FlashAttention"
 TOLERANCE = 2e-2  # of every implementation to the reference: inputs, weights and answer are 16 bits, sums are not
 
 

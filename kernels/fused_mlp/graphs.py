@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from redline.kernels.fused_mlp.operator import DOMAIN, NAME, VERSION, Layer, constants
+from redline.kernels.fused_mlp.operator import NAME, Layer, constants
+from redline.kernels.operators import DOMAIN, VERSION
 
 if TYPE_CHECKING:
     import onnx

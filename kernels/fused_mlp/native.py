@@ -8,7 +8,8 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from redline.kernels.fused_mlp.operator import Activation, Layer, format_code
+from redline.kernels.common.formats import format_code
+from redline.kernels.fused_mlp.operator import Activation, Layer
 
 
 class _Layer(ctypes.Structure):

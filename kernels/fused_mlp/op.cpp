@@ -70,8 +70,7 @@ struct Kernel {
   }
 };
 
+const ort::Registered<Kernel> registered;
+
 }  // namespace
-
-const ort::CustomOp* fused_mlp_op() { return ort::op<Kernel>(); }
-
 }  // namespace redline

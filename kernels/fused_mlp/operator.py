@@ -16,23 +16,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+
+from redline.kernels import operators
+from redline.kernels.common.formats import Precision, dtype_of
 
 if TYPE_CHECKING:
     import onnx
 
-DOMAIN, NAME, VERSION = "ai.redline", "FusedMlp", 1
+NAME = "FusedMlp"
 MAX_K = 131_071  # 128 * 128 * k stays in int32
 Activation = Literal["none", "relu", "sigmoid"]
-Precision = Literal["int8", "bf16", "fp32"]
-# In the order of kernel.h's RedlineFormat.
-DTYPES: dict[Precision, np.dtype[Any]] = {
-    "int8": np.dtype(np.int8),
-    "bf16": np.dtype(ml_dtypes.bfloat16),
-    "fp32": np.dtype(np.float32),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -49,23 +44,12 @@ def of_floats(
 ) -> Layer:
     """A layer that needs no scales: bf16 or fp32. weight: [n, k]"""
     return Layer(
-        weight=weight.astype(DTYPES[precision]),
+        weight=weight.astype(dtype_of(precision)),
         weight_scale=np.zeros(0, np.float32),
         bias=bias.astype(np.float32),
         input_scale=1.0,
         activation=activation,
     )
-
-
-def format_code(dtype: np.dtype[Any]) -> int:
-    """kernel.h's RedlineFormat.
-
-    Raises:
-        ValueError: none has this dtype.
-    """
-    if dtype not in DTYPES.values():
-        raise ValueError(f"numbers of {dtype}, wanted {', '.join(map(str, DTYPES.values()))}")
-    return list(DTYPES.values()).index(dtype)
 
 
 def quantize(x: NDArray[np.float32], scale: float) -> NDArray[np.int8]:
@@ -107,9 +91,6 @@ def constants(layers: Sequence[Layer]) -> dict[str, NDArray[Any]]:
 
 
 def schema() -> "onnx.defs.OpSchema":
-    """For onnx.checker and shape inference (`onnx.defs.register_schema`); ONNX Runtime asks the library itself."""
-    from onnx import defs
-
     def infer(context: "onnx.shape_inference.InferenceContext") -> None:
         x, weight = (context.get_input_type(i).tensor_type for i in (0, context.get_num_inputs() - 3))
         y = context.get_output_type(0)
@@ -118,18 +99,4 @@ def schema() -> "onnx.defs.OpSchema":
         y.tensor_type.shape.dim[-1].CopyFrom(weight.shape.dim[0])
         context.set_output_type(0, y)
 
-    option = defs.OpSchema.FormalParameterOption
-    made = defs.OpSchema(
-        NAME,
-        DOMAIN,
-        VERSION,
-        doc=__doc__ or "",
-        inputs=[
-            defs.OpSchema.FormalParameter("x", "tensor(float)"),
-            defs.OpSchema.FormalParameter("constants", "T", param_option=option.Variadic, is_homogeneous=False),
-        ],
-        outputs=[defs.OpSchema.FormalParameter("y", "tensor(float)")],
-        type_constraints=[("T", [f"tensor({t})" for t in ("float", "bfloat16", "int8", "int64")], "scales, codes, weights")],
-    )
-    made.set_type_and_shape_inference_function(infer)
-    return made
+    return operators.schema(NAME, __doc__, infer=infer)

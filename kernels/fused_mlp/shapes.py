@@ -5,7 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from redline.kernels.fused_mlp.operator import Activation, Layer, Precision, of_floats
+from redline.kernels.common.formats import Precision
+from redline.kernels.fused_mlp.operator import Activation, Layer, of_floats
 
 DLRM_TOP = (383, 512, 256, 128, 1)  # 26 tables: 32 + 351 pairwise dots enter
 WIDTHS: tuple[tuple[int, ...], ...] = (

@@ -6,7 +6,8 @@ from numpy.typing import NDArray
 
 from redline.kernels.embedding_interaction import operator as interaction
 from redline.kernels.fused_mlp import operator as mlp
-from redline.kernels.fused_recommender.operator import DOMAIN, NAME, VERSION, Recommender, constants
+from redline.kernels.fused_recommender.operator import NAME, Recommender, constants
+from redline.kernels.operators import DOMAIN, VERSION
 
 if TYPE_CHECKING:
     import onnx

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redline.errors import RequestError
+from redline.kernels.common.formats import format_code
 from redline.kernels.embedding_interaction.operator import Interaction
-from redline.kernels.fused_mlp.operator import Activation, Layer, format_code
+from redline.kernels.fused_mlp.operator import Activation, Layer
 from redline.kernels.fused_recommender.operator import Recommender
 
 _DECLARED = """

@@ -58,8 +58,7 @@ struct Kernel {
   }
 };
 
+const ort::Registered<Kernel> registered;
+
 }  // namespace
-
-const ort::CustomOp* fused_recommender_op() { return ort::op<Kernel>(); }
-
 }  // namespace redline

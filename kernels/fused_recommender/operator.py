@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from redline.kernels import operators
 from redline.kernels.embedding_interaction import operator as interaction
 from redline.kernels.embedding_interaction.operator import Floats, Interaction
 from redline.kernels.fused_mlp import operator as mlp
@@ -22,7 +23,7 @@ from redline.kernels.fused_mlp.operator import Activation, Layer
 if TYPE_CHECKING:
     import onnx
 
-DOMAIN, NAME, VERSION = "ai.redline", "FusedRecommender", 1
+NAME = "FusedRecommender"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -86,8 +87,7 @@ def _layer(weights: Sequence[NDArray[Any]], input_scale: Any, code: Any) -> Laye
 
 
 def schema() -> "onnx.defs.OpSchema":
-    """An EmbeddingInteraction's, with its own constants among the rest."""
     from onnx import defs
 
     squeeze = defs.OpSchema.Attribute("squeeze", defs.OpSchema.AttrType.INT, "the answer is [rows]")
-    return interaction.schema(NAME, __doc__ or "", [squeeze])
+    return operators.schema(NAME, __doc__, "ids", interaction.IDS, [squeeze])

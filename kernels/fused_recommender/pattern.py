@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from redline.kernels.common.formats import Precision
 from redline.kernels.common.values import RefusedError, constant, only_use, producer, put
 from redline.kernels.embedding_interaction import operator as interaction
 from redline.kernels.fused_mlp import operator as mlp
-from redline.kernels.fused_recommender.operator import DOMAIN, NAME, VERSION, Recommender, constants, from_constants
+from redline.kernels.fused_recommender.operator import NAME, Recommender, constants, from_constants
+from redline.kernels.operators import DOMAIN, Fused
 from redline.verdict import Verdict
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+AFTER = ("fused_mlp", "embedding_interaction")
 _CONSTANTS = 6  # of an EmbeddingInteraction, after its ids
 
 
@@ -28,6 +31,13 @@ class Found:
     ids: "ir.Value"
     dense: "list[ir.Value]"
     y: "ir.Value"
+
+
+def fuse(graph: "ir.Graph", _: Precision) -> Fused:
+    found, refusals = find(graph)
+    for one in found:
+        replace(graph, one)
+    return Fused(["the whole recommender in one node"] * len(found), refusals)
 
 
 def find(graph: "ir.Graph") -> tuple[list[Found], list[Verdict]]:
@@ -47,7 +57,7 @@ def find(graph: "ir.Graph") -> tuple[list[Found], list[Verdict]]:
 def replace(graph: "ir.Graph", found: Found) -> None:
     name, weights = f"{found.node.name}.whole", constants(found.op)
     squeeze = {"squeeze": int(found.op.squeeze)}
-    put(graph, (DOMAIN, NAME, VERSION), name, [found.ids, weights, *found.dense], found.y, squeeze)
+    put(graph, NAME, name, [found.ids, weights, *found.dense], found.y, squeeze)
 
 
 def _whole(node: "ir.Node") -> tuple[Found, list[str]]:

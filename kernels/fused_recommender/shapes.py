@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from redline.kernels.common.formats import Precision
 from redline.kernels.embedding_interaction import shapes as interactions
 from redline.kernels.embedding_interaction.operator import Interaction, stored
 from redline.kernels.fused_mlp import shapes as mlps
-from redline.kernels.fused_mlp.operator import Precision
 from redline.kernels.fused_recommender.operator import Recommender
 
 ROWS = (0, 1, 3, 96, 127, 513)

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redline.kernels.flash_attention.operator import reference as attention
+from redline.kernels.operators import DOMAIN, VERSION
 
 if TYPE_CHECKING:
     import onnx
 
-DOMAIN, NAME, VERSION = "ai.redline", "PagedAttention", 1
+NAME = "PagedAttention"
 
 
 def reference(

@@ -12,7 +12,8 @@ from onnx import numpy_helper
 
 from redline.errors import GraphError, MissingError, UsageError
 from redline.kernels.fused_recommender.native import FusedRecommender
-from redline.kernels.fused_recommender.operator import DOMAIN, NAME, Recommender, from_constants
+from redline.kernels.fused_recommender.operator import NAME, Recommender, from_constants
+from redline.kernels.operators import DOMAIN
 from redline.runtimes.engines import refuse_unknown
 from redline.runtimes.engines.libraries import fused_library, usable
 from redline.tensors import Arrays

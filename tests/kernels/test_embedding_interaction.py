@@ -39,7 +39,7 @@ def inputs(ids: Any, dense: Any) -> Arrays:
 def test_answers_are_the_references(isa: str, case: int, int8: bool, tmp_path: Path) -> None:
     """To the bit, so every ISA gives the same."""
     op = shapes.interaction(case)
-    op = operator.in_int8(op) if int8 else op
+    op = operator.stored(op, "int8") if int8 else op
     engine = load(tmp_path, op, isa)
     for rows in shapes.ROWS:
         ids, dense = shapes.request(op, rows, seed=rows)
@@ -55,14 +55,14 @@ def test_the_reference_is_what_numpy_says() -> None:
     dots = np.einsum("rid,rjd->rij", vectors, vectors).reshape(33, -1)[:, op.pairs]
     want = np.concatenate([dense, dots], axis=1)
     np.testing.assert_allclose(operator.reference(ids, [dense], op), want, rtol=1e-5, atol=1e-5)
-    assert np.abs(operator.reference(ids, [dense], operator.in_int8(op)) - want).max() < 0.4
+    assert np.abs(operator.reference(ids, [dense], operator.stored(op, "int8")) - want).max() < 0.4
 
 
 @every_isa
 @pytest.mark.parametrize("int8", [False, True])
 def test_a_row_answers_the_same_in_any_company(isa: str, int8: bool, tmp_path: Path) -> None:
     op = shapes.interaction(4)
-    op = operator.in_int8(op) if int8 else op
+    op = operator.stored(op, "int8") if int8 else op
     engine = load(tmp_path, op, isa)
     ids, (dense,) = shapes.request(op, 200)
     dense[150:] *= 1000
@@ -108,7 +108,7 @@ def test_an_id_that_no_table_has(value: int, row: int, tmp_path: Path) -> None:
 
 
 def test_what_is_not_finite_stays_in_its_row(tmp_path: Path) -> None:
-    for op in (shapes.interaction(4), operator.in_int8(shapes.interaction(4))):
+    for op in (shapes.interaction(4), operator.stored(shapes.interaction(4), "int8")):
         engine = load(tmp_path, op)
         ids, (dense,) = shapes.request(op, 12)
         clean = engine.infer(inputs(ids, [dense]))["y"]
