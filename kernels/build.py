@@ -17,13 +17,14 @@ from pathlib import Path
 from redline import machine
 from redline.errors import MissingError, RedlineError
 
-# Arithmetic is the same IEEE operations on every ISA: no contraction into FMA, nothing that assumes away NaN.
+# Arithmetic is the same IEEE operations on every ISA (but for the dot of BF16 and FP32): FMA only where the source says
+# so, nothing that assumes away NaN.
 _FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off",
           "-fno-math-errno", "-fno-trapping-math", "-Wl,--no-undefined")  # fmt: skip
-_X86 = {
-    "avx2": ("-mavx2",),
-    "avx512_vnni": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=512"),
-}
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=512")
+_X86 = {"avx2": ("-mavx2", "-mfma"), "avx512_vnni": _AVX512, "avx512_vnni_bf16": (*_AVX512, "-mavx512bf16")}
+# For tests only: the shapes of AVX-512 (16 lanes, 12 rows by 2 vectors, unsigned activations) in portable C++.
+_TESTED = {"wide": ("-DREDLINE_WIDE", "-O1", "-Wno-psabi")}
 _ROOM = Path(__file__).parent
 
 
@@ -50,7 +51,7 @@ def command(isa: str) -> list[str]:
     found = shutil.which(wanted)
     if found is None:
         raise MissingError(f"CPU kernels need a C++ compiler, no {wanted!r} here: `apt-get install g++`, or set $CXX")
-    return [found, *_FLAGS, *_X86.get(isa, ())]
+    return [found, *_FLAGS, *{**_X86, **_TESTED}.get(isa, ())]
 
 
 @cache
@@ -92,7 +93,7 @@ def main() -> int:
     try:
         for isa in isas():
             path = library(isa)
-            print(f"{isa:12}  {path.stat().st_size / 1024:6.0f} KiB  {path}")
+            print(f"{isa:16}  {path.stat().st_size / 1024:6.0f} KiB  {path}")
     except RedlineError as e:
         print(f"kernels: {e}", file=sys.stderr)
         return e.exit_code

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
+from redline.kernels.common.formats import Precision
 from redline.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Fused:
 class Pattern(Protocol):
     """A pattern.py."""
 
-    def fuse(self, graph: "ir.Graph") -> Fused: ...
+    def fuse(self, graph: "ir.Graph", precision: Precision, /) -> Fused: ...
 
 
 def names() -> tuple[str, ...]:
@@ -69,7 +70,7 @@ def schema(
         outputs=[defs.OpSchema.FormalParameter("y", "tensor(float)")],
         type_constraints=[
             ("F", list(types), first),
-            ("T", ["tensor(float)", "tensor(int8)", "tensor(int64)"], "constants and dense inputs"),
+            ("T", [f"tensor({t})" for t in ("float", "bfloat16", "int8", "int64")], "constants and dense inputs"),
         ],
         attributes=attributes,
     )

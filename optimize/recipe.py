@@ -38,7 +38,8 @@ class Recipe:
     def precision(self) -> str:
         if any(isinstance(p, QuantizeDynamic | QuantizeStatic) for p in self.passes):
             return "int8"
-        return str(self.options.get("precision", "fp32"))
+        fused = next((p.precision for p in self.passes if isinstance(p, FuseKernels)), "fp32")
+        return str(self.options.get("precision", fused))
 
     @property
     def kind(self) -> str:
@@ -107,6 +108,8 @@ AUTO = (
 EXPERT = (
     Recipe(name="onnxruntime-int8-fused", passes=(*_STATIC, FuseKernels()), engine="onnxruntime"),
     Recipe(name="native-int8-fused", passes=(*_STATIC, FuseKernels()), engine="native"),
+    Recipe(name="native-bf16-fused", passes=(*_FP32, FuseKernels(precision="bf16")), engine="native"),
+    Recipe(name="native-fp32-fused", passes=(*_FP32, FuseKernels(precision="fp32")), engine="native"),
 )
 
 # Tried with `--recipes all` where the job has `finetune`, or by name.

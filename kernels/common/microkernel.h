@@ -12,8 +12,7 @@
 
 namespace redline {
 
-template <class Format>
-constexpr int kPanel = 2 * Format::kLanes;  // columns
+constexpr int kPanel = 2 * kLanes;  // columns
 
 template <class Format>
 constexpr int kGroup = 4 / static_cast<int>(sizeof(typename Format::Weight));  // numbers
@@ -25,25 +24,25 @@ template <class Format, int R, int V>
 [[gnu::always_inline]] inline void accumulate(typename Format::Accumulator (&sums)[R][V], const char* activations,
                                               int64_t row_bytes, const char* weights, int64_t panel_bytes,
                                               int64_t groups) {
-  using Accumulator = typename Format::Accumulator;
+  using Groups = typename Format::Groups;
   constexpr int kBases = (R + 2) / 3;  // a base serves three rows by x86's own addressing: base, + stride, + 2 stride
   const char* base[kBases];
 #pragma GCC unroll 8
   for (int b = 0; b < kBases; ++b) base[b] = activations + 3 * b * row_bytes;
   for (int64_t g = 0; g < groups; ++g) {
-    Accumulator column[V];
+    Groups column[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v)
-      column[v] = load<Accumulator>(weights + (v / 2) * panel_bytes + (v % 2) * sizeof(Accumulator));
+      column[v] = load<Groups>(weights + (v / 2) * panel_bytes + (v % 2) * sizeof(Groups));
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
       std::remove_reference_t<decltype(column[0][0])> group;
       std::memcpy(&group, base[r / 3] + (r % 3) * row_bytes, sizeof group);
-      const Accumulator row = group - Accumulator{};  // in every lane
+      const Groups row = group - Groups{};  // in every lane
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) Format::dot(sums[r][v], row, column[v]);
     }
-    weights += 2 * sizeof(Accumulator);
+    weights += 2 * sizeof(Groups);
 #pragma GCC unroll 8
     for (int b = 0; b < kBases; ++b) base[b] += 4;
   }

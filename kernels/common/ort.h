@@ -19,7 +19,7 @@ struct Domain;
 struct SessionOptions;
 
 enum Code { kFail = 1, kInvalidArgument = 2 };
-enum Type { kUndefined = 0, kFloat = 1, kInt8 = 3, kInt32 = 6, kInt64 = 7 };
+enum Type { kUndefined = 0, kFloat = 1, kInt8 = 3, kInt32 = 6, kInt64 = 7, kBfloat16 = 16 };
 
 struct ApiBase {
   const void* const* (*get_api)(uint32_t version);

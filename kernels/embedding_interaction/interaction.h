@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "../common/buffer.h"
-#include "../common/steps.h"
+#include "../common/numbers.h"
 #include "kernel.h"
 
 namespace redline {
@@ -19,14 +19,14 @@ class Interaction {
   int64_t dense_count() const { return dense_count_; }
   int64_t width() const { return static_cast<int64_t>(lead_.size()) * dim_ + pair_count_; }
   int64_t out_numbers() const { return width() + 2 * kLanes; }  // room that a row needs: stores run over its end
-  int64_t scratch_bytes() const;
+  int64_t scratch_bytes() const { return scratch_bytes_; }
 
   // ids of `count` rows from `first` on → where each table's row begins, found [count][tables]; what is found is on its
   // way into the cache when this returns. Throws std::invalid_argument with feature, row and value.
   void look_up(const RedlineIds& ids, int64_t first, int64_t count, int64_t* found) const;
   // dense[d]: this row's dense vector d.
   void row(const int64_t* found, const float* const* dense, float* out, char* scratch) const {
-    row_scale_ != nullptr ? compute<Int8>(found, dense, out, scratch) : compute<Fp32>(found, dense, out, scratch);
+    (this->*compute_)(found, dense, out, scratch);
   }
 
  private:
@@ -35,15 +35,16 @@ class Interaction {
   };
 
   template <class Format>
+  void take();
+  template <class Format>
   void compute(const int64_t* found, const float* const* dense, float* out, char* scratch) const;
   template <class Format>
   int64_t groups() const;  // of a vector, a multiple of four
-  template <class Format>
-  int64_t format_bytes() const;
 
-  const void* rows_;
+  void (Interaction::*compute_)(const int64_t*, const float* const*, float*, char*) const = nullptr;
+  const char* rows_;
   const float* row_scale_;
-  int64_t dim_, dense_count_ = 0, pair_count_;
+  int64_t dim_, row_bytes_ = 0, scratch_bytes_ = 0, dense_count_ = 0, pair_count_;
   std::vector<Table> tables_;
   std::vector<int64_t> vectors_, lead_;
   std::vector<int32_t> place_;  // of each pair in the lower triangle; empty: they lie as they go out

@@ -4,9 +4,9 @@
 // microkernel's panels, and multiply them by themselves: the lower triangle only, in tiles of up to 8 rows. A tile's
 // store runs over the end of its row of the triangle; the next row overwrites that.
 //
-// FP32 sums over the dimensions in order, product and sum rounded each: the same bits on every ISA, the reference's.
-// INT8: exact int32 sums times the two vectors' scales. A dense vector gets the scale of its own largest number, so no
-// neighbor matters.
+// FP32 and BF16 sum over the dimensions in order; a dense vector enters BF16 rounded. INT8: exact int32 sums times the
+// two vectors' scales, the reference's bits. A dense vector gets the scale of its own largest number, so no neighbor
+// matters.
 //
 // Roofline: reading the tables' rows at random (int8: a quarter of the bytes), then v²/2 · dim multiply-adds.
 #include "interaction.h"
@@ -67,7 +67,7 @@ void transpose(const char* rows, int64_t row_bytes, int64_t groups, char* panel,
                       interleaved(c, d, true)};
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i)
-      store(panel + (g + i) * apart, Format::weights((typename Format::Accumulator)out[i]));
+      store(panel + (g + i) * apart, Format::weights((typename Format::Groups)out[i]));
   }
 }
 
@@ -99,15 +99,16 @@ void tile(const Product<Format>& p, int64_t i, int64_t panel) {
     for (int v = 0; v < V; ++v) {
       const int64_t j = (2 * panel + v) * kLanes;
       Floats value;
-      if constexpr (std::is_same_v<Format, Fp32>)
-        value = sums[r][v];
-      else
+      if constexpr (std::is_same_v<Format, Int8>)
         value = __builtin_convertvector(sums[r][v], Floats) * (p.scale[i + r] * load<Floats>(p.scale + j));
+      else
+        value = sums[r][v];
       store(p.out + triangle(i + r) + j, value);
     }
 }
 
-constexpr int kTileRows = std::min(8, Int8::kRows);
+template <class Format>
+constexpr int kMostRows = std::min(8, Format::kRows);
 template <class Format>
 using Tile = void (*)(const Product<Format>&, int64_t, int64_t);
 template <class Format, int V, int... R>
@@ -118,10 +119,10 @@ constexpr Tile<Format> tile_of(int rows, std::integer_sequence<int, R...>) {
 
 template <class Format>
 void multiply(const Product<Format>& p, int64_t vectors) {
-  constexpr auto sizes = std::make_integer_sequence<int, kTileRows>{};
+  constexpr auto sizes = std::make_integer_sequence<int, kMostRows<Format>>{};
   for (int64_t span = 0; span * kLanes + 1 < vectors; ++span) {  // rows of the triangle that need span + 1 vectors
     const int64_t first = span * kLanes + 1, rows = std::min<int64_t>(kLanes, vectors - first);
-    const int64_t count = round_up(rows, kTileRows) / kTileRows;
+    const int64_t count = round_up(rows, kMostRows<Format>) / kMostRows<Format>;
     for (int64_t t = 0; t < count; ++t) {
       const int64_t i = first + rows * t / count, size = rows * (t + 1) / count - rows * t / count;
       // Downwards: only a row's last store runs over its end, into what the first panel then overwrites.
@@ -136,17 +137,17 @@ int64_t id_of(const RedlineIds& ids, int64_t at) {
 }
 
 // An int8 row → the form in which the format's rows enter; the rest of [stride] becomes zero.
-void widen(const int8_t* from, int64_t count, Step* to, int64_t stride) {
+void widen(const int8_t* from, int64_t count, Int8::Activation* to, int64_t stride) {
   int64_t c = 0;
   for (; c + kLanes <= count; c += kLanes) {
     const auto wide = __builtin_convertvector(load<Vector<int8_t, kLanes>>(from + c), Vector<int16_t, kLanes>);
-    store(to + c, __builtin_convertvector(wide + static_cast<int16_t>(Int8::kOffset), Steps));
+    store(to + c, __builtin_convertvector(wide + static_cast<int16_t>(Int8::kOffset), Numbers<Int8>));
   }
-  for (; c < stride; ++c) to[c] = static_cast<Step>((c < count ? from[c] : 0) + Int8::kOffset);
+  for (; c < stride; ++c) to[c] = static_cast<Int8::Activation>((c < count ? from[c] : 0) + Int8::kOffset);
 }
 
 // → steps on the scale of its own largest number, which is returned; the rest of [stride] becomes zero.
-float quantize_alone(const float* x, int64_t dim, Step* to, int64_t stride) {
+float quantize_alone(const float* x, int64_t dim, Int8::Activation* to, int64_t stride) {
   Floats most{};
   int64_t c = 0;
   for (; c + kLanes <= dim; c += kLanes) {
@@ -157,17 +158,29 @@ float quantize_alone(const float* x, int64_t dim, Step* to, int64_t stride) {
   for (; c < dim; ++c) largest = std::max(largest, std::fabs(x[c]));
   for (int lane = 0; lane < kLanes; ++lane) largest = std::max(largest, most[lane]);
   const float scale = largest > 0.0f ? largest / 127.0f : 1.0f;
-  quantize_row(x, dim, scale, to);
-  for (c = round_up(dim, kLanes); c < stride; ++c) to[c] = static_cast<Step>(Int8::kOffset);
+  enter<Int8>(x, dim, scale, to);
+  for (c = round_up(dim, kLanes); c < stride; ++c) to[c] = static_cast<Int8::Activation>(Int8::kOffset);
   return scale;
+}
+
+// A table's row → floats that go out as they are.
+template <class Format>
+void lead_row(const char* row, int64_t dim, float scale, float* out) {
+  if constexpr (std::is_same_v<Format, Int8>)
+    for (int64_t c = 0; c < dim; ++c) out[c] = scale * reinterpret_cast<const int8_t*>(row)[c];
+  else if constexpr (std::is_same_v<Format, Bf16>)
+    for (int64_t c = 0; c < dim; ++c) out[c] = widened(reinterpret_cast<const uint16_t*>(row)[c]);
+  else
+    std::memcpy(out, row, dim * sizeof(float));
 }
 
 }  // namespace
 
 Interaction::Interaction(const RedlineInteraction& c)
-    : rows_(c.rows), row_scale_(c.row_scale), dim_(c.dim), pair_count_(c.pair_count) {
+    : rows_(static_cast<const char*>(c.rows)), row_scale_(c.row_scale), dim_(c.dim), pair_count_(c.pair_count) {
   const auto refuse = [](const std::string& what) { throw std::invalid_argument(what); };
   if (dim_ < 1 || c.vector_count < 1) refuse("wanted at least one vector of at least one number");
+  if (c.format == kRedlineInt8 && c.all > 0 && c.row_scale == nullptr) refuse("int8 rows without their scales");
   for (int64_t t = 0; t < c.table_count; ++t) {
     const Table table{c.tables[3 * t], c.tables[3 * t + 1], c.tables[3 * t + 2]};
     if (table.column < 0 || table.begin < 0 || table.size < 1 || table.size > c.all - table.begin)
@@ -193,6 +206,12 @@ Interaction::Interaction(const RedlineInteraction& c)
     in_place = in_place && place_.back() == p;
   }
   if (in_place) place_.clear();
+  switch (c.format) {
+    case kRedlineInt8: take<Int8>(); break;
+    case kRedlineBf16: take<Bf16>(); break;
+    case kRedlineFp32: take<Fp32>(); break;
+    default: refuse("number format " + std::to_string(c.format) + ", wanted 0 int8, 1 bf16 or 2 fp32");
+  }
 }
 
 template <class Format>
@@ -201,18 +220,17 @@ int64_t Interaction::groups() const {
 }
 
 template <class Format>
-int64_t Interaction::format_bytes() const {
-  const int64_t padded = round_up(static_cast<int64_t>(vectors_.size()), kPanel<Format>);
+void Interaction::take() {
+  compute_ = &Interaction::compute<Format>;
+  row_bytes_ = dim_ * (std::is_same_v<Format, Int8> ? 1 : sizeof(typename Format::Activation));
+  const int64_t padded = round_up(static_cast<int64_t>(vectors_.size()), kPanel);
   // vectors, panels, starts, scales; the rows that padding adds stay zero
-  return 2 * padded * groups<Format>() * 4 + 2 * padded * 4 + round_up(triangle(padded) + 2 * kLanes, 16) * 4;
-}
-
-int64_t Interaction::scratch_bytes() const {
-  return round_up(row_scale_ != nullptr ? format_bytes<Int8>() : format_bytes<Fp32>(), 64);
+  const int64_t bytes =
+      2 * padded * groups<Format>() * 4 + 2 * padded * 4 + round_up(triangle(padded) + 2 * kLanes, 16) * 4;
+  scratch_bytes_ = round_up(bytes, 64);
 }
 
 void Interaction::look_up(const RedlineIds& ids, int64_t first, int64_t count, int64_t* found) const {
-  const int64_t row_bytes = dim_ * (row_scale_ != nullptr ? 1 : 4);
   for (int64_t r = 0; r < count; ++r)
     for (int64_t t = 0; t < tables(); ++t) {
       const Table& table = tables_[t];
@@ -223,8 +241,8 @@ void Interaction::look_up(const RedlineIds& ids, int64_t first, int64_t count, i
                                     " is not in 0.." + std::to_string(table.size - 1));
       const int64_t at = table.begin + id;
       *found++ = at;
-      const char* row = static_cast<const char*>(rows_) + at * row_bytes;
-      for (int64_t b = 0; b < row_bytes; b += 64) __builtin_prefetch(row + b, 0, 2);
+      const char* row = rows_ + at * row_bytes_;
+      for (int64_t b = 0; b < row_bytes_; b += 64) __builtin_prefetch(row + b, 0, 2);
       if (row_scale_ != nullptr) __builtin_prefetch(row_scale_ + at, 0, 2);
     }
 }
@@ -233,7 +251,7 @@ template <class Format>
 void Interaction::compute(const int64_t* found, const float* const* dense, float* out, char* scratch) const {
   using Activation = typename Format::Activation;
   constexpr bool kInt8 = std::is_same_v<Format, Int8>;
-  const int64_t count = static_cast<int64_t>(vectors_.size()), padded = round_up(count, kPanel<Format>);
+  const int64_t count = static_cast<int64_t>(vectors_.size()), padded = round_up(count, kPanel);
   const int64_t row_bytes = groups<Format>() * 4, stride = groups<Format>() * kGroup<Format>;
   auto* staged = reinterpret_cast<Activation*>(scratch);
   char* panels = scratch + padded * row_bytes;
@@ -248,23 +266,23 @@ void Interaction::compute(const int64_t* found, const float* const* dense, float
       if (source < 0) {
         scale[v] = quantize_alone(dense[-1 - source], dim_, to, stride);
       } else {
-        widen(static_cast<const int8_t*>(rows_) + found[source] * dim_, dim_, to, stride);
+        widen(reinterpret_cast<const int8_t*>(rows_ + found[source] * row_bytes_), dim_, to, stride);
         scale[v] = row_scale_[found[source]];
       }
+    } else if (std::is_same_v<Format, Bf16> && source < 0) {
+      enter<Format>(dense[-1 - source], dim_, 1.0f, to);  // its zeros may reach into the next, not written yet
     } else {
-      std::memcpy(to, source < 0 ? dense[-1 - source] : static_cast<const float*>(rows_) + found[source] * dim_,
-                  dim_ * sizeof(float));
+      const void* from = source < 0 ? dense[-1 - source] : static_cast<const void*>(rows_ + found[source] * row_bytes_);
+      std::memcpy(to, from, row_bytes_);
     }
   }
   for (size_t l = 0; l < lead_.size(); ++l) {
     const int64_t source = vectors_[lead_[l]];
-    if (kInt8 && source >= 0)
-      for (int64_t c = 0; c < dim_; ++c)
-        out[l * dim_ + c] = row_scale_[found[source]] * static_cast<const int8_t*>(rows_)[found[source] * dim_ + c];
+    if (source < 0)
+      std::memcpy(out + l * dim_, dense[-1 - source], dim_ * sizeof(float));
     else
-      std::memcpy(out + l * dim_,
-                  source < 0 ? dense[-1 - source] : static_cast<const float*>(rows_) + found[source] * dim_,
-                  dim_ * sizeof(float));
+      lead_row<Format>(rows_ + found[source] * row_bytes_, dim_, kInt8 ? row_scale_[found[source]] : 1.0f,
+                       out + l * dim_);
   }
   if (pair_count_ == 0) return;
 

@@ -5,13 +5,14 @@
 #include "../fused_mlp/kernel.h"  // REDLINE_API
 
 struct RedlineInteraction {
-  const void* rows;         // [all, dim], every table below the other; float, or int8 with row_scale. Not copied:
-  const float* row_scale;   // [all] or null. Both must outlive the kernel.
+  const void* rows;         // [all, dim], every table below the other; int8, bfloat16 or float. Not copied:
+  const float* row_scale;   // [all], INT8 only, else null. Both must outlive the kernel.
   const int64_t* tables;    // [tables, 3]: which column of ids, first row, rows
   const int64_t* vectors;   // [vectors]: the table, or -1 - d for dense vector d
   const int64_t* lead;      // [leads]: vectors that go out as they are
   const int64_t* pairs;     // [pairs]: i * vectors + j of each dot product that goes out, i and j not the same
   int64_t dim, all, table_count, vector_count, lead_count, pair_count;
+  int32_t format;  // RedlineFormat
 };
 
 struct RedlineIds {

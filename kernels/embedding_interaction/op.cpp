@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <memory>
 
+#include "../fused_mlp/op.h"
+
 namespace redline {
 namespace {
 
@@ -21,16 +23,16 @@ RedlineInteraction read_interaction(const ort::Api& api, const ort::KernelInfo* 
   if (shape.size() != 2) throw std::invalid_argument("table " + words(shape) + ", wanted [rows, dim]");
   if (places.size() != 2 || places[1] != 3) throw std::invalid_argument("tables " + words(places) + ", wanted [n, 3]");
   const auto scale = api.vector<float>(info, at + 1, ort::kFloat, "row_scale");
-  const bool narrow = api.type(table) == ort::kInt8;
-  if (scale.second != (narrow ? shape[0] : 0))
+  const int32_t format = format_of(api.type(table), "table");
+  if (scale.second != (format == kRedlineInt8 ? shape[0] : 0))
     throw std::invalid_argument("row_scale: " + std::to_string(scale.second) + " numbers, wanted one a row of an int8 table, else none");
   const auto vectors = api.vector<int64_t>(info, at + 3, ort::kInt64, "vectors");
   const auto lead = api.vector<int64_t>(info, at + 4, ort::kInt64, "lead");
   const auto pairs = api.vector<int64_t>(info, at + 5, ort::kInt64, "pairs");
   at += 6;
-  return {narrow ? static_cast<const void*>(api.data<int8_t>(table)) : api.data<float>(table, ort::kFloat),
-          narrow ? scale.first : nullptr, api.data<int64_t>(tables, ort::kInt64), vectors.first, lead.first,
-          pairs.first, shape[1], shape[0], places[0], vectors.second, lead.second, pairs.second};
+  return {api.data<char>(table), scale.second > 0 ? scale.first : nullptr, api.data<int64_t>(tables, ort::kInt64), vectors.first, lead.first,
+          pairs.first, shape[1], shape[0], places[0], vectors.second, lead.second, pairs.second,
+          format};
 }
 
 RedlineIds read_ids(const ort::Api& api, const ort::KernelContext* context, int64_t columns, int64_t* rows) {

@@ -2,24 +2,26 @@
 
     ids [rows, columns], dense vectors [rows, dim] … → vectors [rows, n, dim] → [rows, leads * dim + pairs]
 
-The node's inputs: ids (int32 or int64), table [all, dim] float32 or int8 (every table below the other), row_scale [all]
-(int8 only, else [0]), tables [n, 3] (which column of ids, first row, rows), vectors [n] (a table, or -1 - d for dense
-vector d), lead [l] (vectors that go out as they are), pairs [p] (i * n + j of each dot product that goes out), then the
-dense vectors; all but ids and dense vectors are constants. An id outside its table is an error that names feature, row
-and id; answers of what isn't finite are of no meaning, in their own row only.
+The node's inputs: ids (int32 or int64), table [all, dim] int8, bfloat16 or float (every table below the other),
+row_scale [all] (int8 only, else [0]), tables [n, 3] (which column of ids, first row, rows), vectors [n] (a table, or
+-1 - d for dense vector d), lead [l] (vectors that go out as they are), pairs [p] (i * n + j of each dot product that
+goes out), then the dense vectors; all but ids and dense vectors are constants. An id outside its table is an error that
+names feature, row and id; answers of what isn't finite are of no meaning, in their own row only.
 
-float32: the sum runs over the dimensions in order, product and sum rounded each. int8: a dense vector becomes steps on
-a scale of its own (largest number / 127), sums are exact, then times the product of both scales.
+float, bfloat16: fp32 sums over the dimensions; a dense vector enters its dots rounded as the table's rows are, but
+goes out as it is. int8: a dense vector becomes steps on a scale of its own (largest number / 127), sums are exact, then
+times the product of both scales.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from redline.kernels import operators
+from redline.kernels.common.formats import Precision, dtype_of
 
 if TYPE_CHECKING:
     import onnx
@@ -32,7 +34,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Interaction:
-    table: NDArray[Any]  # [all, dim] float32, or int8 with row_scale
+    table: NDArray[Any]  # [all, dim] bfloat16 or float32, or int8 with row_scale
     row_scale: Floats  # [all], or [0]
     tables: Ints  # [tables, 3]
     vectors: Ints  # [n]
@@ -68,7 +70,7 @@ def quantize_rows(x: Floats) -> tuple[NDArray[np.int8], Floats]:
 
 
 def reference(ids: NDArray[Any], dense: Sequence[Floats], op: Interaction) -> Floats:
-    """What every implementation must give.
+    """What every implementation must give: of int8 its bits, else within 1e-5 of the answers' scale.
 
     Raises:
         ValueError: an id outside its table.
@@ -86,7 +88,8 @@ def reference(ids: NDArray[Any], dense: Sequence[Floats], op: Interaction) -> Fl
         if source < 0:
             rows = dense[-1 - source]
             plain.append(rows)
-            steps, scale = quantize_rows(rows) if op.row_scale.size else (rows, np.ones(len(rows), np.float32))
+            one = np.ones(len(rows), np.float32)
+            steps, scale = quantize_rows(rows) if op.row_scale.size else (rows.astype(op.table.dtype), one)
         else:
             steps = op.table[at[:, source]]
             scale = op.row_scale[at[:, source]] if op.row_scale.size else np.ones(len(ids), np.float32)
@@ -103,10 +106,12 @@ def reference(ids: NDArray[Any], dense: Sequence[Floats], op: Interaction) -> Fl
     return np.concatenate([*(plain[i] for i in op.lead), dots], axis=1).astype(np.float32)
 
 
-def in_int8(op: Interaction) -> Interaction:
-    """The same with its table in int8, a scale a row."""
+def stored(op: Interaction, precision: Precision) -> Interaction:
+    """The same with its float32 table in another format: int8 with a scale a row, or bf16."""
+    if precision != "int8":
+        return replace(op, table=op.table.astype(dtype_of(precision)))
     steps, scale = quantize_rows(op.table)
-    return Interaction(table=steps, row_scale=scale, tables=op.tables, vectors=op.vectors, lead=op.lead, pairs=op.pairs)
+    return replace(op, table=steps, row_scale=scale)
 
 
 def constants(op: Interaction) -> dict[str, NDArray[Any]]:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from redline.kernels.common.formats import Precision
 from redline.kernels.common.values import RefusedError, constant, only_use, producer, put
-from redline.kernels.embedding_interaction.operator import NAME, Interaction, constants, in_int8
+from redline.kernels.embedding_interaction.operator import NAME, Interaction, constants, stored
 from redline.kernels.fused_mlp import operator as mlp
 from redline.kernels.operators import Fused
 from redline.verdict import Verdict
@@ -44,14 +45,14 @@ class _LookUp:
     begin: NDArray[np.int64]
 
 
-def fuse(graph: "ir.Graph") -> Fused:
+def fuse(graph: "ir.Graph", precision: Precision) -> Fused:
+    """Tables are stored as what takes the dots computes; float32 where no FusedMlp does."""
     found, refusals = find(graph)
     done = []
     for one in found:
         user = only_use(one.y)
-        quantized = user is not None and user.op_type == mlp.NAME  # the dots become int8 anyway
-        replace(graph, one, in_int8(one.op) if quantized else None)
-        kind = "int8" if quantized else "fp32"
+        kind = precision if user is not None and user.op_type == mlp.NAME else "fp32"
+        replace(graph, one, stored(one.op, kind))
         vectors = f"{len(one.op.vectors)} vectors ({len(one.op.tables)} tables, {kind})"
         done.append(f"{len(one.op.pairs)} dots of {vectors} in one node")
     return Fused(done, refusals)
@@ -74,7 +75,7 @@ def find(graph: "ir.Graph") -> tuple[list[Found], list[Verdict]]:
 
 
 def replace(graph: "ir.Graph", found: Found, op: Interaction | None = None) -> None:
-    """op: what is computed instead of found.op, its int8 form."""
+    """op: what is computed instead of found.op, its table stored otherwise."""
     weights = constants(op or found.op)
     put(graph, NAME, f"{found.node.name}.fused", [found.ids, weights, *found.dense], found.y)
 

@@ -38,7 +38,9 @@ class Packed:
 
 
 def pack(layers: Sequence[Layer]) -> Packed:
-    """Raises GraphError where a block's two tiles of activations don't fit into shared memory."""
+    """Raises GraphError where weights aren't int8, or a block's activations don't fit into shared memory."""
+    if others := {str(layer.weight.dtype) for layer in layers} - {"int8"}:
+        raise GraphError(f"FusedMlp on CUDA takes int8 weights, these are {', '.join(sorted(others))}")
     packed = Packed(
         weights=np.concatenate([_pack_weight(layer.weight).ravel() for layer in layers]),
         weight_scales=np.concatenate([np.float32(layer.input_scale) * layer.weight_scale for layer in layers]),

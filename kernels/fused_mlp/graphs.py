@@ -1,4 +1,4 @@
-"""The same layers as ONNX graphs: the fused node, and the Q/DQ graph that QuantizeStatic writes for them."""
+"""The same layers as ONNX graphs: the fused node, the Q/DQ graph of QuantizeStatic, the plain one of ExportOnnx."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,23 @@ def quantized(layers: Sequence[Layer], *, rounds_products: bool = True) -> "onnx
             value = rounded(value, layers[min(i + 1, len(layers) - 1)].input_scale, f"o{i}")
         if layer.activation != "none":
             value = node({"relu": "Relu", "sigmoid": "Sigmoid"}[layer.activation], value)
+    nodes[-1].output[0] = "y"
+    return _model(nodes, weights, layers)
+
+
+def plain(layers: Sequence[Layer]) -> "onnx.ModelProto":
+    """Gemm and activation a layer, in floats: what ExportOnnx writes."""
+    from onnx import helper
+
+    nodes, weights, value = list["onnx.NodeProto"](), dict[str, NDArray[Any]](), "x"
+    for i, layer in enumerate(layers):
+        weights |= {f"w{i}": layer.weight.astype(np.float32), f"b{i}": layer.bias}
+        nodes.append(helper.make_node("Gemm", [value, f"w{i}", f"b{i}"], [f"v{i}"], name=f"Gemm{i}", transB=1))
+        value = f"v{i}"
+        if layer.activation != "none":
+            op = {"relu": "Relu", "sigmoid": "Sigmoid"}[layer.activation]
+            nodes.append(helper.make_node(op, [value], [f"a{i}"], name=f"{op}{i}"))
+            value = f"a{i}"
     nodes[-1].output[0] = "y"
     return _model(nodes, weights, layers)
 

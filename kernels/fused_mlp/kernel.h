@@ -5,15 +5,17 @@
 
 #define REDLINE_API extern "C" __attribute__((visibility("default")))
 
+enum RedlineFormat { kRedlineInt8 = 0, kRedlineBf16 = 1, kRedlineFp32 = 2 };
 enum RedlineActivation { kRedlineNone = 0, kRedlineRelu = 1, kRedlineSigmoid = 2 };
 
 struct RedlineLayer {
-  const int8_t* weight;       // [n, k]
-  const float* weight_scale;  // [n]
+  const void* weight;         // [n, k]: int8, bfloat16 or float
+  const float* weight_scale;  // [n], INT8 only
   const float* bias;          // [n]
   int64_t n, k;
-  float input_scale;   // of the int8 numbers that enter
+  float input_scale;   // of the int8 numbers that enter, INT8 only
   int32_t activation;  // sigmoid: of the last layer only
+  int32_t format;      // the same in all layers
 };
 
 struct RedlineFusedMlp;

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from redline.kernels.common.formats import format_code
 from redline.kernels.fused_mlp.operator import Activation, Layer
 
 
@@ -20,6 +21,7 @@ class _Layer(ctypes.Structure):
         ("k", ctypes.c_int64),
         ("input_scale", ctypes.c_float),
         ("activation", ctypes.c_int32),
+        ("format", ctypes.c_int32),
     )
 
 
@@ -48,6 +50,7 @@ class FusedMlp:
                     *x.weight.shape,
                     x.input_scale,
                     get_args(Activation).index(x.activation),
+                    format_code(x.weight.dtype),
                 )
                 for x, arrays in zip(layers, held, strict=True)
             )

@@ -5,6 +5,15 @@
 
 namespace redline {
 
+int32_t format_of(int type, const std::string& what) {
+  switch (type) {
+    case ort::kInt8: return kRedlineInt8;
+    case ort::kBfloat16: return kRedlineBf16;
+    case ort::kFloat: return kRedlineFp32;
+  }
+  throw std::invalid_argument(what + " of element type " + std::to_string(type) + ", wanted int8, bfloat16 or float");
+}
+
 std::vector<RedlineLayer> read_layers(const ort::Api& api, const ort::KernelInfo* info, size_t& at) {
   const auto scales = api.vector<float>(info, at, ort::kFloat, "input_scales");
   const auto activations = api.vector<int64_t>(info, at + 1, ort::kInt64, "activations");
@@ -17,10 +26,12 @@ std::vector<RedlineLayer> read_layers(const ort::Api& api, const ort::KernelInfo
     const auto scale = api.vector<float>(info, at + 1, ort::kFloat, "weight_scale");
     const auto bias = api.vector<float>(info, at + 2, ort::kFloat, "bias");
     const auto shape = api.shape(weight);
-    if (shape.size() != 2 || scale.second != shape[0] || bias.second != shape[0])
-      throw std::invalid_argument("layer " + std::to_string(i) + ": wanted weight [n, k], weight_scale [n], bias [n]");
-    layers.push_back({api.data<int8_t>(weight, ort::kInt8), scale.first, bias.first, shape[0], shape[1],
-                      scales.first[i], static_cast<int32_t>(activations.first[i])});
+    const int32_t format = format_of(api.type(weight), "layer " + std::to_string(i) + ": weight");
+    if (shape.size() != 2 || scale.second != (format == kRedlineInt8 ? shape[0] : 0) || bias.second != shape[0])
+      throw std::invalid_argument("layer " + std::to_string(i) +
+                                  ": wanted weight [n, k], weight_scale [n] (of int8, else [0]), bias [n]");
+    layers.push_back({api.data<char>(weight), scale.first, bias.first, shape[0], shape[1], scales.first[i],
+                      static_cast<int32_t>(activations.first[i]), format});
   }
   return layers;
 }

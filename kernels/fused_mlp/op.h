@@ -5,6 +5,9 @@
 
 namespace redline {
 
+// A RedlineFormat by a constant's element type.
+int32_t format_of(int type, const std::string& what);
+
 // From input `at` on: input_scales, activations, then weight, weight_scale, bias a layer. Moves `at` behind them.
 std::vector<RedlineLayer> read_layers(const ort::Api& api, const ort::KernelInfo* info, size_t& at);
 

@@ -9,7 +9,7 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <optional>
+#include <memory>
 #include <stdexcept>
 
 #include "../common/microkernel.h"
@@ -20,31 +20,31 @@ using namespace redline;
 
 struct RedlineFusedRecommender {
   Interaction interaction;
-  std::vector<std::optional<Mlp>> bottoms;
-  Mlp top;
+  std::vector<std::unique_ptr<Mlp>> bottoms;  // null: its dense vector enters as it is
+  std::unique_ptr<Mlp> top;
   Pool pool;
   // where in the scratch: bottoms' own, the top's, the interaction's, dense vectors, one row, what was looked up
   int64_t top_at, interaction_at, dense_at, row_at, found_at, pointers_at, bytes;
 
   explicit RedlineFusedRecommender(const RedlineRecommender& c)
-      : interaction(c.interaction), top(c.top.layers, c.top.count) {
+      : interaction(c.interaction), top(make_mlp(c.top.layers, c.top.count)) {
     int64_t most = 0;
     for (int64_t d = 0; d < interaction.dense_count(); ++d) {
-      std::optional<Mlp> mlp;
-      if (c.bottoms[d].count > 0) mlp.emplace(c.bottoms[d].layers, c.bottoms[d].count);
+      std::unique_ptr<Mlp> mlp;
+      if (c.bottoms[d].count > 0) mlp = make_mlp(c.bottoms[d].layers, c.bottoms[d].count);
       if (mlp && mlp->n() != interaction.dim())
         throw std::invalid_argument("dense vector " + std::to_string(d) + " is " + std::to_string(mlp->n()) +
                                     " wide, the tables are " + std::to_string(interaction.dim()));
       most = std::max(most, mlp ? mlp->scratch_bytes() : 0);
       bottoms.push_back(std::move(mlp));
     }
-    if (top.k() != interaction.width())
-      throw std::invalid_argument("the top MLP takes " + std::to_string(top.k()) + " numbers, the interaction gives " +
+    if (top->k() != interaction.width())
+      throw std::invalid_argument("the top MLP takes " + std::to_string(top->k()) + " numbers, the interaction gives " +
                                   std::to_string(interaction.width()));
     const auto line = [](int64_t n) { return round_up(n, 64); };
     const int64_t count = interaction.dense_count();
     top_at = line(most);
-    interaction_at = top_at + line(top.scratch_bytes());
+    interaction_at = top_at + line(top->scratch_bytes());
     dense_at = interaction_at + line(interaction.scratch_bytes());
     row_at = dense_at + line(count * kBlockRows * interaction.dim() * 4);
     found_at = row_at + line(interaction.out_numbers() * 4);
@@ -69,9 +69,9 @@ struct RedlineFusedRecommender {
       for (size_t d = 0; d < bottoms.size(); ++d)
         vectors[d] = bottoms[d] ? values + (d * kBlockRows + r) * dim : dense[d] + (first + r) * dim;
       interaction.row(found + r * interaction.tables(), vectors, row, memory + interaction_at);
-      top.enter(row, r, memory + top_at);
+      top->enter(row, r, memory + top_at);
     }
-    top.run(rows, y + first * top.n(), memory + top_at);
+    top->run(rows, y + first * top->n(), memory + top_at);
   }
 };
 

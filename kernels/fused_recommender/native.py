@@ -14,16 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redline.errors import RequestError
+from redline.kernels.common.formats import format_code
 from redline.kernels.embedding_interaction.operator import Interaction
 from redline.kernels.fused_mlp.operator import Activation, Layer
 from redline.kernels.fused_recommender.operator import Recommender
 
 _DECLARED = """
-typedef struct { const int8_t* weight; const float* weight_scale; const float* bias; int64_t n, k; float input_scale;
-                 int32_t activation; } RedlineLayer;
+typedef struct { const void* weight; const float* weight_scale; const float* bias; int64_t n, k; float input_scale;
+                 int32_t activation, format; } RedlineLayer;
 typedef struct { const void* rows; const float* row_scale; const int64_t* tables; const int64_t* vectors;
                  const int64_t* lead; const int64_t* pairs;
-                 int64_t dim, all, table_count, vector_count, lead_count, pair_count; } RedlineInteraction;
+                 int64_t dim, all, table_count, vector_count, lead_count, pair_count;
+                 int32_t format; } RedlineInteraction;
 typedef struct { const void* ids; int64_t columns; int32_t wide; } RedlineIds;
 typedef struct { const RedlineLayer* layers; int64_t count; } RedlineChain;
 typedef struct { RedlineInteraction interaction; const RedlineChain* bottoms; RedlineChain top; } RedlineRecommender;
@@ -65,13 +67,18 @@ class FusedRecommender:
         self._held.append(_ffi().from_buffer(kind, np.ascontiguousarray(array)))
         return self._held[-1]
 
+    def _numbers(self, array: NDArray[Any]) -> Any:
+        """Of any format. (numpy exports no buffer of bfloat16.)"""
+        return _ffi().cast("void*", self._pointer("char[]", np.ascontiguousarray(array).view(np.uint8)))
+
     def _interaction(self, op: Interaction) -> Any:
         return (
-            _ffi().cast("void*", self._pointer("char[]", op.table)),
+            self._numbers(op.table),
             self._pointer("float[]", op.row_scale) if op.row_scale.size else _ffi().NULL,
             *(self._pointer("int64_t[]", a) for a in (op.tables, op.vectors, op.lead, op.pairs)),
             op.dim,
             *(len(a) for a in (op.table, op.tables, op.vectors, op.lead, op.pairs)),
+            format_code(op.table.dtype),
         )
 
     def _chain(self, layers: Sequence[Layer]) -> Any:
@@ -79,12 +86,13 @@ class FusedRecommender:
             "RedlineLayer[]",
             [
                 (
-                    self._pointer("int8_t[]", x.weight),
+                    self._numbers(x.weight),
                     self._pointer("float[]", x.weight_scale),
                     self._pointer("float[]", x.bias),
                     *x.weight.shape,
                     x.input_scale,
                     _ACTIVATIONS[x.activation],
+                    format_code(x.weight.dtype),
                 )
                 for x in layers
             ],

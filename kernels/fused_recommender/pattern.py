@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from redline.kernels.common.formats import Precision
 from redline.kernels.common.values import RefusedError, constant, only_use, producer, put
 from redline.kernels.embedding_interaction import operator as interaction
 from redline.kernels.fused_mlp import operator as mlp
@@ -32,7 +33,7 @@ class Found:
     y: "ir.Value"
 
 
-def fuse(graph: "ir.Graph") -> Fused:
+def fuse(graph: "ir.Graph", _: Precision) -> Fused:
     found, refusals = find(graph)
     for one in found:
         replace(graph, one)

@@ -1,16 +1,18 @@
-"""Fused kernels: parts of a Q/DQ graph become single ai.redline nodes, with the libraries that compute them beside.
+"""Fused kernels: parts of a graph become single ai.redline nodes, with the libraries that compute them beside.
 
-Run after QuantizeStatic; every operator's pattern takes its turn (kernels/operators.py). Chains of Linear layers become
-FusedMlp, look-ups and pairwise dots EmbeddingInteraction, and where these are the whole model, one FusedRecommender.
-The libraries are built here for every ISA that this machine's compiler knows; the engine picks one when it loads.
+For int8 run after QuantizeStatic, for bf16 and fp32 on the plain graph; every operator's pattern takes its turn
+(kernels/operators.py). Chains of Linear layers become FusedMlp, look-ups and pairwise dots EmbeddingInteraction, and
+where these are the whole model, one FusedRecommender. The libraries are built here for every ISA that this machine's
+compiler knows; the engine picks one when it loads.
 """
 
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, get_args
 
 from redline.kernels import build, operators
+from redline.kernels.common.formats import Precision
 from redline.optimize.passes.graph import graph_before
 from redline.optimize.passes.registry import apply
 from redline.verdict import Verdict
@@ -21,7 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FuseKernels:
-    """Replace quantized Linear layers, look-ups and pairwise dots by ai.redline's operators."""
+    """Replace Linear layers, look-ups and pairwise dots by ai.redline's operators."""
+
+    precision: Precision = "int8"  # of weights and tables
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision {self.precision!r} is not one of {', '.join(get_args(Precision))}")
 
     KIND: ClassVar[str] = "fused"
     CODE: ClassVar[tuple[str, ...]] = (
@@ -41,15 +49,15 @@ def _(config: FuseKernels, before: Path | None, source: "Source", out: Path) -> 
     model = ir.load(before)
     done, left = list[str](), list[str]()
     for pattern in operators.patterns():
-        fused = pattern.fuse(model.graph)
+        fused = pattern.fuse(model.graph, config.precision)
         done += fused.done
         left += [verdict.why for verdict in fused.left]
         RemoveUnusedNodesPass()(model)
     if not done:
         shutil.copyfile(before, out)
-        return Verdict(
-            False, f"left as it was: {'; '.join(left) or 'no quantized Gemm or MatMul (QuantizeStatic first)'}"
-        )
+        quantized = config.precision == "int8"
+        none = f"no {'quantized ' * quantized}Gemm or MatMul{' (QuantizeStatic first)' * quantized}"
+        return Verdict(False, f"left as it was: {'; '.join(left) or none}")
     model.opset_imports[operators.DOMAIN] = operators.VERSION
     ir.save(model, out)
     for isa in build.isas():

@@ -1,4 +1,4 @@
-// Reads lines "int8 rows dim sizes… / vectors… / lead…" and runs EmbeddingInteraction on each, on two threads; for
+// Reads lines "format rows dim sizes… / vectors… / lead…" and runs EmbeddingInteraction on each, on two threads; for
 // sanitizers.
 #include <algorithm>
 #include <cstdio>
@@ -20,8 +20,9 @@ int main() {
   int ran = 0;
   for (std::string line; std::getline(std::cin, line); ++ran) {
     std::istringstream words(line);
-    int64_t int8, rows, dim;
-    words >> int8 >> rows >> dim;
+    int64_t rows, dim;
+    int32_t format;
+    words >> format >> rows >> dim;
     const auto sizes = numbers(words), vectors = numbers(words), lead = numbers(words);
     const int64_t n = vectors.size(), count = sizes.size();
     std::vector<int64_t> tables, pairs, ids(rows * count);
@@ -34,13 +35,14 @@ int main() {
       for (int64_t t = 0; t < count; ++t) ids[r * count + t] = r % 2 ? sizes[t] - 1 : 0;
     std::vector<float> floats(all * dim, 0.25f), scale(all, 0.5f);
     std::vector<int8_t> steps(all * dim, 3);
+    std::vector<uint16_t> halves(all * dim, 0x3E80);
+    const void* tables_of[] = {steps.data(), halves.data(), floats.data()};
     std::vector<std::vector<float>> dense(dense_count, std::vector<float>(rows * dim, 1.5f));
     std::vector<const float*> at;
     for (const auto& d : dense) at.push_back(d.data());
-    const RedlineInteraction config{int8 ? static_cast<const void*>(steps.data()) : floats.data(),
-                                    int8 ? scale.data() : nullptr, tables.data(), vectors.data(), lead.data(),
+    const RedlineInteraction config{tables_of[format], format == kRedlineInt8 ? scale.data() : nullptr, tables.data(), vectors.data(), lead.data(),
                                     pairs.data(), dim, all, count, n, static_cast<int64_t>(lead.size()),
-                                    static_cast<int64_t>(pairs.size())};
+                                    static_cast<int64_t>(pairs.size()), format};
     char why[256] = "", other[256] = "";
     auto* made = redline_embedding_interaction_create(&config, why, sizeof why);
     if (made == nullptr) return std::puts(why), 1;

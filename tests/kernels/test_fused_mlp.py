@@ -1,4 +1,5 @@
-"""FusedMlp on the CPU: the reference's bits on every ISA, alone, in company, in ONNX Runtime, under sanitizers."""
+"""FusedMlp on the CPU: the reference's answers in every format on every ISA, INT8's to the bit; alone, in company, in
+ONNX Runtime, under sanitizers."""
 
 import re
 import shutil
@@ -6,9 +7,11 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -17,11 +20,17 @@ from numpy.typing import NDArray
 from redline import machine
 from redline.errors import GraphError, MissingError, UsageError
 from redline.kernels import build
+from redline.kernels.common.formats import Precision
 from redline.kernels.fused_mlp import graphs, native, operator, shapes
+from redline.kernels.fused_mlp.operator import Activation
 from redline.runtimes import engines
 
 RUNNABLE = [isa for isa in build.isas() if not machine.weaker(machine.isa(), isa)]
 every_isa = pytest.mark.parametrize("isa", RUNNABLE)
+# "wide" has AVX-512's shapes and runs anywhere; ONNX Runtime and the engines never see it.
+every_shape = pytest.mark.parametrize("isa", [*RUNNABLE, "wide"])
+every_format = pytest.mark.parametrize("precision", get_args(Precision))
+ALLOWED: dict[Precision, float] = {"int8": 2e-6, "bf16": 2e-2, "fp32": 1e-5}  # of the answers' scale; INT8: a sigmoid's
 
 
 def rows_of(count: int, k: int, seed: int = 0) -> NDArray[np.float32]:
@@ -35,33 +44,70 @@ def save(folder: Path, model: onnx.ModelProto, *isas: str) -> Path:
     return folder / "model.onnx"
 
 
-@every_isa
+@cache
+def wanted(widths: tuple[int, ...], last: Activation, precision: Precision, rows: int) -> NDArray[np.float32]:
+    layers = shapes.chain(widths, last, precision=precision)
+    return operator.reference(rows_of(rows, widths[0], rows), layers)
+
+
+@every_shape
+@every_format
 @pytest.mark.parametrize("widths", [*shapes.WIDTHS, shapes.DLRM_TOP], ids=lambda w: "-".join(map(str, w)))
-def test_answers_are_the_references(isa: str, widths: tuple[int, ...]) -> None:
+def test_answers_are_the_references(isa: str, precision: Precision, widths: tuple[int, ...]) -> None:
     library = build.library(isa)
-    for last in ("none", "relu", "sigmoid"):
-        layers = shapes.chain(widths, last)
-        mlp = native.FusedMlp(library, layers)
+    for last in get_args(Activation):
+        mlp = native.FusedMlp(library, shapes.chain(widths, last, precision=precision))
         for rows in shapes.ROWS:
-            x = rows_of(rows, widths[0], rows)
-            have, want = mlp(x), operator.reference(x, layers)
-            if last == "sigmoid":  # its exp is the kernel's own
-                np.testing.assert_allclose(have, want, rtol=2e-6, atol=1e-7)
-            else:
+            have, want = mlp(rows_of(rows, widths[0], rows)), wanted(widths, last, precision, rows)
+            if precision == "int8" and last != "sigmoid":  # its exp is the kernel's own
                 np.testing.assert_array_equal(have, want)
+            else:
+                scale = float(np.abs(want).max(initial=0))
+                np.testing.assert_allclose(have, want, rtol=0, atol=ALLOWED[precision] * scale)
+
+
+@every_shape
+def test_bf16_rounds_to_nearest_even(isa: str) -> None:
+    """A weight of one and no bias: the answer is what entered."""
+    one = operator.of_floats(np.ones((1, 1), np.float32), np.zeros(1, np.float32), "none", "bf16")
+    bits = np.random.default_rng(0).integers(0, 1 << 32, 5000, np.uint64).astype(np.uint32)
+    ties = np.array([0x3F808000, 0x3F818000, 0xBF807FFF, 0xBF808001, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0xFFFFFFFF])
+    x = np.concatenate([bits, ties.astype(np.uint32)]).view(np.float32)
+    x = x[~(np.abs(x) < 2e-38)][:, None]  # vdpbf16ps takes denormals for 0
+    with np.errstate(invalid="ignore", over="ignore"):
+        want = x.astype(ml_dtypes.bfloat16).astype(np.float32)
+    assert np.isnan(want).any() and np.isinf(want[~np.isinf(x)]).any()
+    np.testing.assert_array_equal(native.FusedMlp(build.library(isa), [one])(x), want)
+
+
+@every_shape
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("last", get_args(Activation))
+def test_what_is_not_finite_stays_so_in_its_row(isa: str, precision: Precision, last: Activation) -> None:
+    layers = shapes.chain((5, 7, 3), last, precision=precision)
+    mlp, x = native.FusedMlp(build.library(isa), layers), rows_of(18, 5)
+    clean = mlp(x)
+    x[3, 1] = np.nan
+    have = mlp(x)
+    assert np.isnan(have[3]).all()
+    np.testing.assert_array_equal(np.delete(have, 3, 0), np.delete(clean, 3, 0))
+    minus = operator.of_floats(np.full((7, 5), -1, np.float32), np.zeros(7, np.float32), "relu", precision)
+    x[3, 1] = np.inf  # ReLU makes 0 of what this gives, and odd widths have padding
+    have = native.FusedMlp(build.library(isa), [minus, layers[1]])(x[3:4])
+    np.testing.assert_array_equal(have, native.FusedMlp(build.library(isa), layers[1:])(np.zeros((1, 7), np.float32)))
 
 
 def test_a_sigmoid_has_the_same_bits_on_every_isa() -> None:
     layers = shapes.chain((130, 33, 40), "sigmoid")
     x = rows_of(97, 130) * 30  # far into both tails
-    answers = [native.FusedMlp(build.library(isa), layers)(x) for isa in RUNNABLE]
+    answers = [native.FusedMlp(build.library(isa), layers)(x) for isa in [*RUNNABLE, "wide"]]
     assert answers[0].min() < 1e-4
     assert answers[0].max() > 1 - 1e-4
     for answer in answers:
         np.testing.assert_array_equal(answer, answers[0])
 
 
-@every_isa
+@every_shape
 @pytest.mark.parametrize("k", [1, 3, 4, 1000, operator.MAX_K])
 def test_sums_are_exact_at_the_extremes(isa: str, k: int) -> None:
     """Scales of one and no bias: the answer is the sum itself, rounded once."""
@@ -74,9 +120,10 @@ def test_sums_are_exact_at_the_extremes(isa: str, k: int) -> None:
     np.testing.assert_array_equal(native.FusedMlp(build.library(isa), [layer])(x), exact.astype(np.float32))
 
 
-@every_isa
-def test_a_row_answers_the_same_in_any_company(isa: str) -> None:
-    mlp = native.FusedMlp(build.library(isa), shapes.chain((68, 512, 256, 128, 1), "sigmoid"))
+@every_shape
+@every_format
+def test_a_row_answers_the_same_in_any_company(isa: str, precision: Precision) -> None:
+    mlp = native.FusedMlp(build.library(isa), shapes.chain((68, 512, 256, 128, 1), "sigmoid", precision=precision))
     x = rows_of(513, 68)
     x[300:] *= 100  # outliers
     whole = mlp(x)
@@ -114,8 +161,9 @@ def test_it_is_what_onnx_runtime_makes_of_the_q_dq_graph(widths: tuple[int, ...]
 
 
 @every_isa
-def test_the_operator_inside_onnx_runtime(isa: str, tmp_path: Path) -> None:
-    layers = shapes.chain((13, 256, 33), "relu")
+@every_format
+def test_the_operator_inside_onnx_runtime(isa: str, precision: Precision, tmp_path: Path) -> None:
+    layers = shapes.chain((13, 256, 33), "relu", precision=precision)
     session = engines.load("onnxruntime", save(tmp_path, graphs.fused(layers), *RUNNABLE), {"isa": isa})
     mlp = native.FusedMlp(build.library(isa), layers)
     for rows in (0, 1, 13, 513):
@@ -128,7 +176,7 @@ def test_the_strongest_library_for_this_cpu_is_taken(tmp_path: Path, monkeypatch
 
     for isa in build.isas():
         (tmp_path / build.file_name(isa)).touch()
-    for here, taken in (("avx512_vnni_bf16", "avx512_vnni"), ("avx512", "avx2"), ("portable", "portable")):
+    for here, taken in (("avx512_vnni_bf16", "avx512_vnni_bf16"), ("avx512", "avx2"), ("portable", "portable")):
         monkeypatch.setattr(machine, "isa", lambda here=here: here)
         if taken in build.isas():
             assert fused_library(tmp_path, None) == tmp_path / build.file_name(taken)
@@ -154,7 +202,12 @@ def test_a_missing_library_is_named(tmp_path: Path) -> None:
     [
         (lambda n: {"weight1": np.zeros((3, 8), np.int8)}, "layer 1: takes 8 numbers, the layer before gives 7"),
         (lambda n: {"bias0": np.zeros(6, np.float32)}, r"layer 0: wanted weight \[n, k\]"),
-        (lambda n: {"weight0": np.zeros((7, 5), np.float32)}, "wanted element type 3, got 1"),
+        (lambda n: {"weight0": np.zeros((7, 5))}, "layer 0: weight of element type 11, wanted int8, bfloat16 or float"),
+        (lambda n: {"weight0": np.zeros((7, 5), np.float32)}, r"layer 0: .*weight_scale \[n\] \(of int8, else \[0\]\)"),
+        (
+            lambda n: {"weight1": np.zeros((3, 7), np.float32), "weight_scale1": np.zeros(0, np.float32)},
+            "layer 1: number format 2, wanted one for all layers: 0 int8, 1 bf16, 2 fp32",
+        ),
         (lambda n: {"input_scales": np.zeros(2, np.float32)}, "input scale must be finite and above 0"),
         (lambda n: {"activations": np.array([2, 0])}, "a sigmoid ends a chain"),
         (lambda n: {"activations": np.array([1])}, "as long as there are layers"),
@@ -270,18 +323,29 @@ def hot_loops(library: Path, instruction: str) -> list[list[str]]:
 
 
 @pytest.mark.skipif(not shutil.which("objdump"), reason="needs objdump (binutils)")
-@pytest.mark.skipif("avx512_vnni" not in build.isas(), reason="needs an x86-64 compiler")
-def test_accumulators_stay_in_registers() -> None:
+@pytest.mark.skipif("avx2" not in build.isas(), reason="needs an x86-64 compiler")
+@pytest.mark.parametrize(
+    ("isa", "instruction", "tiles"),
+    [
+        ("avx2", "vpmaddwd", {12}),
+        ("avx2", "vfmadd", {12, 16}),  # FP32: 6 rows by 2 vectors; BF16, both halves: 4 by 2 by 2
+        ("avx512_vnni", "vpdpbusd", {24}),  # 12 rows by 2 vectors
+        ("avx512_vnni", "vfmadd", {24, 48}),
+        ("avx512_vnni_bf16", "vpdpbusd", {24}),
+        ("avx512_vnni_bf16", "vdpbf16ps", {24}),
+        ("avx512_vnni_bf16", "vfmadd", {24}),
+    ],
+)
+def test_accumulators_stay_in_registers(isa: str, instruction: str, tiles: set[int]) -> None:
     """A spilled accumulator halves the speed, and nothing else would show it."""
-    loops = hot_loops(build.library("avx512_vnni"), "vpdpbusd")
-    dots = {sum("vpdpbusd" in line for line in loop) for loop in loops}
-    assert 24 in dots  # 12 rows by 2 vectors
+    loops = hot_loops(build.library(isa), instruction)
+    assert tiles <= {sum(instruction in line for line in loop) for loop in loops}
     for loop in loops:
         assert not [line for line in loop if "(%rsp" in line or "(%rbp" in line or ",%rsp," in line]
 
 
 @pytest.mark.slow
-@every_isa
+@every_shape
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_under_sanitizers(isa: str, sanitizers: str, tmp_path: Path) -> None:
     """Every odd shape, on two threads at once; buffers of the exact size, so a stray read shows."""
@@ -298,4 +362,4 @@ def test_under_sanitizers(isa: str, sanitizers: str, tmp_path: Path) -> None:
     lines = [f"{rows} {' '.join(map(str, widths))}" for widths in shapes.WIDTHS for rows in shapes.ROWS]
     run = subprocess.run([program], input="\n".join(lines), capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == ["ran", str(len(lines) * 3)]
+    assert run.stdout.split() == ["ran", str(len(lines) * 9)]

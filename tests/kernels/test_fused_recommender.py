@@ -4,7 +4,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -15,6 +15,7 @@ from onnx import helper
 from redline import machine
 from redline.errors import GraphError, MissingError, RequestError, UsageError
 from redline.kernels import build
+from redline.kernels.common.formats import Precision
 from redline.kernels.fused_mlp import shapes as mlps
 from redline.kernels.fused_recommender import graphs, native, operator, pattern, shapes
 from redline.runtimes import engines
@@ -38,10 +39,11 @@ def inputs(ids: Any, dense: Any) -> Arrays:
 
 
 @every_isa
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("precision", get_args(Precision))
 @pytest.mark.parametrize("case", range(3))
-def test_answers_are_the_references(isa: str, int8: bool, case: int, tmp_path: Path) -> None:
-    op = shapes.cases(int8=int8)[case]
+def test_answers_are_the_references(isa: str, precision: Precision, case: int, tmp_path: Path) -> None:
+    op = shapes.cases(precision)[case]
+    allowed = {"int8": 2e-6, "bf16": 2e-2, "fp32": 1e-5}[precision]  # INT8: the sigmoid's exp
     path = save(tmp_path, graphs.fused(op), isa)
     node, alone = (engines.load(name, path, {"isa": isa}) for name in ("onnxruntime", "native"))
     parts = engines.load("onnxruntime", save(tmp_path / "parts", graphs.parts(op), isa), {})
@@ -49,19 +51,21 @@ def test_answers_are_the_references(isa: str, int8: bool, case: int, tmp_path: P
         request = shapes.request(op, rows, seed=rows)
         have = node.infer(inputs(*request))["y"]
         assert have.shape == ((rows,) if op.squeeze else (rows, 2))
-        np.testing.assert_allclose(have, operator.reference(*request, op), rtol=2e-6, atol=1e-7)  # the sigmoid's exp
+        np.testing.assert_allclose(have, operator.reference(*request, op), rtol=0, atol=allowed)
         for other in (alone, parts):
             np.testing.assert_array_equal(have, other.infer(inputs(*request))["y"])
 
 
-def test_the_same_bits_on_every_isa_in_any_company_on_any_thread() -> None:
-    op = shapes.cases(int8=True)[1]
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_the_same_bits_in_any_company_on_any_thread_and_int8_on_every_isa(precision: Precision) -> None:
+    op = shapes.cases(precision)[1]
     ids, dense = shapes.request(op, 513)
     dense[0][400:] *= 1000
-    kernels = [native.FusedRecommender(build.library(isa), op) for isa in RUNNABLE]
-    whole = kernels[-1](ids, dense)
+    kernels = [native.FusedRecommender(build.library(isa), op) for isa in (*RUNNABLE, "wide")]
+    want = kernels[0](ids, dense)
     for kernel in kernels:
-        np.testing.assert_array_equal(kernel(ids, dense), whole)
+        whole = kernel(ids, dense)
+        np.testing.assert_allclose(whole, want, rtol=0, atol={"int8": 0, "bf16": 2e-2, "fp32": 1e-5}[precision])
         for at in (slice(0, 1), slice(3, 6), slice(390, 517)):
             np.testing.assert_array_equal(kernel(ids[at], [x[at] for x in dense]), whole[at])
     with ThreadPoolExecutor(4) as pool:
@@ -70,7 +74,7 @@ def test_the_same_bits_on_every_isa_in_any_company_on_any_thread() -> None:
 
 
 def test_what_is_not_finite_counts_as_the_lowest_step() -> None:
-    op = shapes.cases(int8=True)[0]
+    op = shapes.cases()[0]
     ids, (dense,) = shapes.request(op, 9)
     kernel = native.FusedRecommender(LIBRARY, op)
     low = dense.copy()
@@ -80,7 +84,7 @@ def test_what_is_not_finite_counts_as_the_lowest_step() -> None:
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "native"])
 def test_ids_that_no_table_has(engine: str, tmp_path: Path) -> None:
-    op = shapes.cases(int8=True)[1]
+    op = shapes.cases()[1]
     running = engines.load(engine, save(tmp_path, graphs.fused(op)), {})
     for value in (-1, 30, 2**40):
         ids, dense = shapes.request(op, 200)
@@ -93,7 +97,7 @@ def test_ids_that_no_table_has(engine: str, tmp_path: Path) -> None:
 
 
 def test_requests_that_do_not_fit() -> None:
-    op = shapes.cases(int8=True)[1]
+    op = shapes.cases()[1]
     kernel = native.FusedRecommender(LIBRARY, op)
     ids, dense = shapes.request(op, 5)
     want = kernel(ids, dense)
@@ -110,7 +114,7 @@ def test_requests_that_do_not_fit() -> None:
 
 
 def test_parts_that_do_not_fit() -> None:
-    op = shapes.cases(int8=False)[0]
+    op = shapes.cases("fp32")[0]
     for wrong, why in (
         (replace(op, top=mlps.chain((9, 1))), "the top MLP takes 9 numbers, the interaction gives 6"),
         (replace(op, bottoms=[mlps.chain((3, 4))]), "dense vector 0 is 4 wide, the tables are 5"),
@@ -120,8 +124,9 @@ def test_parts_that_do_not_fit() -> None:
 
 
 @pytest.mark.parametrize("case", range(3))
-def test_parts_become_one_node(case: int) -> None:
-    op = shapes.cases(int8=True)[case]
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_parts_become_one_node(case: int, precision: Precision) -> None:
+    op = shapes.cases(precision)[case]
     graph = ir.from_proto(graphs.parts(op)).graph
     ((one,), refusals) = pattern.find(graph)
     assert not refusals
@@ -157,7 +162,7 @@ def another_top(model: onnx.ModelProto) -> None:
     ],
 )
 def test_what_stays_outside_and_why(change: Any, found: int, why: str) -> None:
-    model = graphs.parts(shapes.cases(int8=True)[1])
+    model = graphs.parts(shapes.cases()[1])
     change(model)
     have, refusals = pattern.find(ir.from_proto(model).graph)
     assert len(have) == found
@@ -166,7 +171,7 @@ def test_what_stays_outside_and_why(change: Any, found: int, why: str) -> None:
 
 
 def test_what_the_native_engine_does_not_take(tmp_path: Path) -> None:
-    op = shapes.cases(int8=True)[0]
+    op = shapes.cases()[0]
     parts = save(tmp_path / "parts", graphs.parts(op))
     with pytest.raises(GraphError, match=r"native takes a graph of one FusedRecommender node, model.onnx has 4 nodes"):
         engines.load("native", parts, {})
