@@ -7,7 +7,6 @@ row counts. The peak is a loop of the dot instruction on registers alone, interl
 import sys
 import tempfile
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,6 @@ from redline.runtimes.engines import Engine
 from redline.tensors import Arrays
 
 _ROWS = (1, 12, 100, 512)
-_PEAK_STEPS = 20_000
 _LAYERS = shapes.chain(shapes.DLRM_TOP, "sigmoid")
 _OPERATIONS = 2 * sum(layer.weight.size for layer in _LAYERS)  # a row
 # What a fused answer may differ by is its own exp; the rivals round biases and, before a ReLU, once more.
@@ -48,16 +46,6 @@ class _Call(_Kernel):
         return super().infer({"x": inputs["x"][:0]})
 
 
-class _Peak:
-    def __init__(self, library: Path) -> None:
-        self._run = partial(native.load(library).redline_int8_peak, _PEAK_STEPS)
-        self.operations = 2 * self._run()
-
-    def infer(self, inputs: Arrays) -> Arrays:
-        self._run()
-        return {}
-
-
 def subjects(folder: Path, library: Path) -> dict[str, Engine]:
     """`lean` is the Q/DQ graph without the rounding between product and ReLU, which spares a rival three nodes."""
     import onnx
@@ -75,7 +63,7 @@ def subjects(folder: Path, library: Path) -> dict[str, Engine]:
     lean = saved("lean.onnx", graphs.quantized(_LAYERS, rounds_products=False))
     found["onnxruntime, lean"] = engines.load("onnxruntime", lean, one)
     found["openvino"] = engines.load("openvino", lean, one)
-    return found | {"kernel": _Kernel(library), "call": _Call(library), "peak": _Peak(library)}
+    return found | {"kernel": _Kernel(library), "call": _Call(library), "peak": native.Peak(library)}
 
 
 def verify(running: Mapping[str, Engine], requests: Mapping[int, list[Arrays]]) -> None:
@@ -123,7 +111,7 @@ def table(times: Mapping[str, Times], peak_operations: int) -> str:
 
 def main() -> int:
     try:
-        isa = next(isa for isa in reversed(build.isas()) if not machine.weaker(machine.isa(), isa))
+        isa = build.strongest()
         rng = np.random.default_rng(0)
         requests: dict[int, list[Arrays]] = {
             rows: [{"x": rng.standard_normal((rows, shapes.DLRM_TOP[0])).astype(np.float32)} for _ in range(4)]
@@ -134,7 +122,7 @@ def main() -> int:
             verify(running, requests)
             times = measure(running, requests, rounds=200)
         peak = running["peak"]
-        operations = peak.operations if isinstance(peak, _Peak) else 0
+        operations = peak.operations if isinstance(peak, native.Peak) else 0
         here = machine.conditions()
         print(f"FusedMlp {'-'.join(map(str, shapes.DLRM_TOP))}, INT8, {isa}; {here['cpu']}; one thread, CPU time")
         print(table(times, operations))

@@ -33,6 +33,11 @@ def isas() -> tuple[str, ...]:
     return ("portable", *(_X86 if platform.machine() == "x86_64" else ()))
 
 
+def strongest() -> str:
+    """Of those, what this CPU can run."""
+    return next(isa for isa in reversed(isas()) if not machine.weaker(machine.isa(), isa))
+
+
 def file_name(isa: str) -> str:
     return f"libredline_{isa}.so"
 

@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
     if args.target != "cpu":
         require_library()
         args.no_prove = True  # no such device here
-    steps = 1 + (args.target == "cpu") + (not args.no_prove)  # the source model, latency, proof
+    fused = any(recipe.kind == "fused" for recipe in recipes)
+    steps = 1 + (args.target == "cpu") + (not args.no_prove) + fused  # source model, latency, proof, hand tuning
     out = args.out or _next_folder(Path("out"), job.name)
     with writing(out) as folder, Progress(len(recipes) + steps) as progress:
         cache = Cache(cache_folder() / "steps", fresh=args.fresh)

@@ -1,13 +1,16 @@
 """From recipes to a sealed artifact: search, then prove the contenders in order until one holds."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from redline import machine
 from redline.artifact import writing
 from redline.optimize import artifact
-from redline.optimize.build import Cache, Source
+from redline.optimize.build import Cache, Source, arrays_sha256, build
+from redline.optimize.gains import gains
+from redline.optimize.passes import FuseKernels
 from redline.optimize.prove import Proof, Say, prove
 from redline.optimize.recipe import Recipe
 from redline.optimize.report import render
@@ -20,6 +23,7 @@ class Outcome:
     winner: Entry | None = None
     proof: Proof | None = None
     metric: dict[str, dict[str, float]] = field(default_factory=dict)  # split → source, candidate
+    hand_tuning: list[dict[str, Any]] = field(default_factory=list)  # of the best fused candidate, per operator
 
     @property
     def exit_code(self) -> int:
@@ -47,7 +51,29 @@ class Road:
                 break
         if outcome.winner:
             outcome.metric = test_scores(outcome.board, outcome.winner, self.cache)
+            outcome.hand_tuning = self._hand_tuning(outcome.board)
         return outcome
+
+    def _hand_tuning(self, board: Board) -> list[dict[str, Any]]:
+        """What each fused node of the best candidate that has any gained over the nodes it replaced."""
+        fused = next((e for e in board.ranking() if isinstance((e.recipe.passes or (None,))[-1], FuseKernels)), None)
+        if fused is None or fused.candidate is None or board.unmeasured:
+            return []
+        config = fused.recipe.passes[-1]
+        assert isinstance(config, FuseKernels)
+        before = build(replace(fused.recipe, passes=fused.recipe.passes[:-1]), self.source, self.cache)
+        requests = {rows: self.source.job.real_requests(4, rows) for rows in board.rows}
+        key = {
+            "gains": fused.candidate.fingerprint,
+            "requests": [arrays_sha256(request) for pool in requests.values() for request in pool],
+            "conditions": machine.conditions(),
+            "code": machine.code_sha256("optimize/gains.py", "optimize/latency.py", "runtimes/engines"),
+        }
+        with self.step(f"what hand tuning gained in {fused.recipe.name}") as say:
+            found: list[dict[str, Any]] = self.cache.value(key, lambda: gains(before.model, config, requests))
+            at = str(board.rows[-1])
+            say(", ".join(f"{part['operator']} {part['rows'][at]['ratio']:.2f} x" for part in found))
+        return found
 
     def _prove(self, board: Board, contender: Entry) -> Proof:
         assert contender.candidate is not None
@@ -101,7 +127,8 @@ class Road:
         self._write_evidence(out, outcome)
 
     def _write_evidence(self, folder: Path, outcome: Outcome) -> None:
-        board = outcome.board.to_json(outcome.winner) | {"test": outcome.metric.get("test")}
+        board = outcome.board.to_json(outcome.winner)
+        board |= {"test": outcome.metric.get("test"), "hand_tuning": outcome.hand_tuning}
         sla = outcome.proof.table if outcome.proof else None
         artifact.write_json(folder / "evidence" / "leaderboard.json", board)
         if sla:

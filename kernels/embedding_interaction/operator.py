@@ -126,5 +126,11 @@ def constants(op: Interaction) -> dict[str, NDArray[Any]]:
     }
 
 
+def operations(constants: Sequence[NDArray[Any]]) -> int:
+    """A row's, a multiply-add being two; constants: as above."""
+    table, pairs = constants[0], constants[5]
+    return 2 * len(pairs) * int(table.shape[1])
+
+
 def schema() -> "onnx.defs.OpSchema":
     return operators.schema(NAME, __doc__, "ids", IDS)

@@ -130,17 +130,33 @@ bool redline_fused_mlp_run(RedlineFusedMlp* made, const float* x, int64_t rows, 
 
 void redline_fused_mlp_free(RedlineFusedMlp* made) { delete made; }
 
-int64_t redline_int8_peak(int64_t steps) {
-#if defined(REDLINE_AVX512)
-  constexpr int kSums = 2 * Int8::kRows;
-  Ints sums[kSums], a = Ints{} + 1, w = Ints{} + 2;
-#pragma GCC unroll 24
-  for (int i = 0; i < kSums; ++i) sums[i] = Ints{} + i;
-  for (int64_t s = 0; s < steps; ++s)
-#pragma GCC unroll 24
-    for (int i = 0; i < kSums; ++i) asm volatile("vpdpbusd %2, %1, %0" : "+v"(sums[i]) : "v"(a), "v"(w));
-  return steps * kSums * kLanes * kGroup<Int8>;
+namespace {
+
+// Multiply-adds of a loop that only computes: a tile's sums, and operands that the compiler can't foresee.
+template <class Format>
+int64_t peak(int64_t steps) {
+#if defined(__x86_64__)
+  typename Format::Accumulator sums[Format::kRows][2] = {};
+  typename Format::Groups row{}, column[2] = {};
+  for (int64_t s = 0; s < steps; ++s) {
+    asm volatile("" : "+v"(column[0]), "+v"(column[1]));
+#pragma GCC unroll 12
+    for (int r = 0; r < Format::kRows; ++r) {
+      asm volatile("" : "+v"(row));
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; ++v) Format::dot(sums[r][v], row, column[v]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < Format::kRows; ++r) asm volatile("" : : "v"(sums[r][0]), "v"(sums[r][1]));
+  return steps * Format::kRows * 2 * kLanes * kGroup<Format>;
 #else
   return 0 * steps;
 #endif
+}
+
+}  // namespace
+
+int64_t redline_peak(int32_t format, int64_t steps) {
+  return format == kRedlineBf16 ? peak<Bf16>(steps) : format == kRedlineFp32 ? peak<Fp32>(steps) : peak<Int8>(steps);
 }

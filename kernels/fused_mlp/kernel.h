@@ -27,5 +27,6 @@ REDLINE_API RedlineFusedMlp* redline_fused_mlp_create(const RedlineLayer* layers
 REDLINE_API bool redline_fused_mlp_run(RedlineFusedMlp* mlp, const float* x, int64_t rows, float* y);
 REDLINE_API void redline_fused_mlp_free(RedlineFusedMlp* mlp);
 
-// The roofline: runs the format's dot instruction on registers alone; returns how many multiply-adds that were.
-REDLINE_API int64_t redline_int8_peak(int64_t steps);
+// The roofline: runs the format's dot instruction on registers alone; returns how many multiply-adds that were (0: this
+// can't be told here).
+REDLINE_API int64_t redline_peak(int32_t format, int64_t steps);

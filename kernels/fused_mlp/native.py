@@ -2,14 +2,16 @@
 
 import ctypes
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from redline.kernels.common.formats import format_code
+from redline.kernels.common.formats import Precision, dtype_of, format_code
 from redline.kernels.fused_mlp.operator import Activation, Layer
+from redline.tensors import Arrays
 
 
 class _Layer(ctypes.Structure):
@@ -33,9 +35,21 @@ def load(path: Path) -> ctypes.CDLL:
     library.redline_fused_mlp_run.restype = ctypes.c_bool
     library.redline_fused_mlp_run.argtypes = (pointer, pointer, whole, pointer)
     library.redline_fused_mlp_free.argtypes = (pointer,)
-    library.redline_int8_peak.restype = whole
-    library.redline_int8_peak.argtypes = (whole,)
+    library.redline_peak.restype = whole
+    library.redline_peak.argtypes = (ctypes.c_int32, whole)
     return library
+
+
+class Peak:
+    """The roofline, as an engine that a benchmark times beside others: the format's dot on registers alone."""
+
+    def __init__(self, library: Path, precision: Precision = "int8", *, steps: int = 20_000) -> None:
+        self._run = partial(load(library).redline_peak, format_code(dtype_of(precision)), steps)
+        self.operations = 2 * int(self._run())  # 0 where it can't be told
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        self._run()
+        return {}
 
 
 class FusedMlp:

@@ -90,6 +90,11 @@ def constants(layers: Sequence[Layer]) -> dict[str, NDArray[Any]]:
     return found
 
 
+def operations(constants: Sequence[NDArray[Any]]) -> int:
+    """A row's, a multiply-add being two; constants: as above."""
+    return 2 * sum(array.size for array in constants if array.ndim == 2)
+
+
 def schema() -> "onnx.defs.OpSchema":
     def infer(context: "onnx.shape_inference.InferenceContext") -> None:
         x, weight = (context.get_input_type(i).tensor_type for i in (0, context.get_num_inputs() - 3))

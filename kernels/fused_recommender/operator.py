@@ -86,6 +86,11 @@ def _layer(weights: Sequence[NDArray[Any]], input_scale: Any, code: Any) -> Laye
     )
 
 
+def operations(constants: Sequence[NDArray[Any]]) -> int:
+    """A row's, a multiply-add being two; constants: as above."""
+    return interaction.operations(constants[:6]) + mlp.operations(constants[6:])
+
+
 def schema() -> "onnx.defs.OpSchema":
     from onnx import defs
 
