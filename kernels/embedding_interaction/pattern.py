@@ -97,10 +97,11 @@ def _interaction(product: "ir.Node") -> tuple[Found, str]:
     if concat is not None and concat.op_type == "Concat":
         places = {value: sources.index(-1 - d) for d, value in enumerate(dense)}
         *before, last = concat.inputs
-        if last is y and all(value in places for value in before):
+        along = concat.attributes.get_int("axis", 0) in (1, -1)
+        if along and last is y and all(value in places for value in before):
             lead, y = [places[value] for value in before if value is not None], concat.outputs[0]
         else:
-            remark = f"its dots alone; {concat.name} joins them with more than dense vectors before them"
+            remark = f"its dots alone; {concat.name} does not join dense vectors and them along axis 1"
     starts = np.cumsum([0, *(len(x.table) for x in look_ups[:-1])])
     op = Interaction(
         table=np.concatenate([x.table for x in look_ups]),
@@ -139,6 +140,8 @@ def _stack(value: "ir.Value") -> "tuple[list[_LookUp], list[int], list[ir.Value]
     widths = {x.table.shape[1] for x in look_ups} | ({dim} if dim is not None else set())
     if len(widths) > 1:
         raise RefusedError(f"its vectors are {sorted(widths)} wide, wanted one width")
+    if flat and reshape is not None and not _reshapes(reshape, len(sources), *widths):
+        raise RefusedError(f"{reshape.name} does not make [rows, {len(sources)}, {dim}] of its vectors")
     return look_ups, sources, dense
 
 
@@ -148,8 +151,7 @@ def _dense(part: "ir.Value", dim: int | None) -> "ir.Value":
             raise RefusedError(f"{part.name} is not known to be [rows, {dim}]")
         return part
     unsqueeze = producer(part, "Unsqueeze")
-    axes = constant(unsqueeze.inputs[1]) if unsqueeze else None
-    if unsqueeze is None or axes is None or axes.tolist() not in ([1], [-2]) or unsqueeze.inputs[0] is None:
+    if unsqueeze is None or not _unsqueezes(unsqueeze) or unsqueeze.inputs[0] is None:
         node = part.producer()
         origin = node.op_type if node else part.name
         raise RefusedError(f"{origin} gives some of its vectors, wanted Gather of a constant table, or Unsqueeze")
@@ -157,9 +159,9 @@ def _dense(part: "ir.Value", dim: int | None) -> "ir.Value":
 
 
 def _look_up(part: "ir.Value", flat: bool) -> _LookUp | None:
-    node = part.producer()
+    view, node = None, part.producer()
     if node is not None and node.op_type in ("Unsqueeze", "Reshape") and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
+        view, node = node, node.inputs[0].producer()
     if node is None or node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0:
         return None
     table, ids = constant(node.inputs[0]), node.inputs[1]
@@ -167,27 +169,59 @@ def _look_up(part: "ir.Value", flat: bool) -> _LookUp | None:
         return None
     if table.dtype != np.float32 or table.ndim != 2:
         raise RefusedError(f"{node.name}: its table is {table.dtype} {list(table.shape)}, wanted float32 [rows, dim]")
+    found = _LookUp(table, *_ids(node.name or "", ids, len(table)))
+    tail = [len(found.columns), table.shape[1]]
+    if view is not None and not (
+        _unsqueezes(view) if view.op_type == "Unsqueeze" else _reshapes(view, *([tail[0] * tail[1]] if flat else tail))
+    ):
+        raise RefusedError(f"{node.name}: {view.op_type} does not make [rows, {tail[0]}, {tail[1]}] of its rows")
+    return found
+
+
+def _ids(name: str, ids: "ir.Value", rows: int) -> "tuple[ir.Value, NDArray[np.int64], NDArray[np.int64]]":
+    """Where a table's ids come from, which columns of it, and where the tables that are merged in it begin."""
     add = producer(ids, "Add")
     offsets = next((c for c in map(constant, add.inputs) if c is not None), None) if add else None
-    if add is not None and (offsets is None or offsets.ndim != 1):
-        raise RefusedError(f"{node.name}: what is added to its ids is no constant, one a table")
-    if add is not None and offsets is not None:
-        ids = next(value for value in add.inputs if constant(value) is None)
-        if np.any(np.diff([*offsets, len(table)]) < 1) or offsets[0] < 0:
-            raise RefusedError(f"{node.name}: the offsets of its tables do not ascend within {len(table)} rows")
+    if add is not None:
+        source = next((value for value in add.inputs if constant(value) is None), None)
+        if offsets is None or offsets.ndim != 1 or source is None:
+            raise RefusedError(f"{name}: what is added to its ids is no constant, one a table")
+        if np.any(np.diff([*offsets, rows]) < 1) or offsets[0] < 0:
+            raise RefusedError(f"{name}: the offsets of its tables do not ascend within {rows} rows")
+        ids = source
+    begin = np.zeros(1, np.int64) if offsets is None else offsets.astype(np.int64)
     picker = producer(ids, "Gather")
     columns = constant(picker.inputs[1]) if picker else None
-    if picker is not None and columns is not None and picker.attributes.get_int("axis", 0) == 1:
-        ids = picker.inputs[0]
+    picked = picker.inputs[0] if picker is not None and picker.attributes.get_int("axis", 0) == 1 else None
+    known = [] if ids.shape is None else list(ids.shape)
+    if picked is not None and columns is not None:
+        width = picked.shape[-1] if picked.shape is not None else None
+        if np.any(columns < 0) and not isinstance(width, int):
+            raise RefusedError(f"{name}: column {columns.min()} of ids of unknown width")
+        ids, columns = picked, np.where(columns < 0, columns + (width if isinstance(width, int) else 0), columns)
+    elif offsets is None and len(known) != 1:
+        raise RefusedError(f"{name}: its ids are not known to be [rows]")
+    elif offsets is not None and known and known[1:] != [len(begin)]:
+        raise RefusedError(f"{name}: its ids are [{', '.join(map(str, known))}], wanted [rows, {len(begin)}]")
     else:
-        columns = np.arange(1 if offsets is None else len(offsets))
-        if offsets is None and ids is not None and (ids.shape is None or len(ids.shape) > 1):
-            raise RefusedError(f"{node.name}: its ids are not known to be [rows]")
-    assert ids is not None
-    begin = np.zeros(1, np.int64) if offsets is None else offsets.astype(np.int64)
+        columns = np.arange(len(begin))
     if columns.size != len(begin):
-        raise RefusedError(f"{node.name}: {columns.size} columns of ids for {len(begin)} tables")
-    return _LookUp(table, ids, columns.reshape(-1).astype(np.int64), begin)
+        raise RefusedError(f"{name}: {columns.size} columns of ids for {len(begin)} tables")
+    return ids, columns.reshape(-1).astype(np.int64), begin
+
+
+def _unsqueezes(node: "ir.Node") -> bool:
+    """Whether it makes [rows, 1, dim] of [rows, dim]."""
+    axes = constant(node.inputs[1])
+    return axes is not None and axes.tolist() in ([1], [-2])
+
+
+def _reshapes(node: "ir.Node", *tail: int) -> bool:
+    """Whether it makes [rows, *tail] of as many numbers a row."""
+    shape = constant(node.inputs[1])
+    if shape is None or shape.size != 1 + len(tail) or shape[0] not in (0, -1):
+        return False
+    return all(have in (-1, want) for have, want in zip(shape[1:], tail, strict=True))
 
 
 def _tables(x: _LookUp, start: int) -> NDArray[np.int64]:
@@ -200,8 +234,9 @@ def _pairs(products: "ir.Value", n: int) -> "tuple[ir.Value, NDArray[np.int64]]"
     gather = only_use(flatten.outputs[0]) if flatten is not None else None
     if flatten is None or gather is None:
         raise RefusedError("its dots are used more than once")
-    shape = constant(flatten.inputs[1]) if flatten.op_type == "Reshape" else None
-    whole = flatten.op_type == "Flatten" or (shape is not None and shape.size == 2 and shape[-1] in (-1, n * n))
+    whole = (flatten.op_type == "Flatten" and flatten.attributes.get_int("axis", 1) == 1) or (
+        flatten.op_type == "Reshape" and _reshapes(flatten, n * n)
+    )
     index: NDArray[Any] | None = constant(gather.inputs[1]) if gather.op_type == "Gather" else None
     if not whole or index is None or index.ndim != 1 or gather.attributes.get_int("axis", 0) not in (1, -1):
         picked = f"{flatten.op_type}, {gather.op_type}"

@@ -38,7 +38,8 @@ def quantized(layers: Sequence[Layer], *, rounds_products: bool = True) -> "onnx
     value = "x"
     for i, layer in enumerate(layers):
         weights |= {f"w{i}": layer.weight, f"ws{i}": layer.weight_scale, f"b{i}": layer.bias}
-        weight = node("DequantizeLinear", f"w{i}", f"ws{i}", axis=0)
+        weights[f"wz{i}"] = np.zeros(len(layer.bias), np.int8)
+        weight = node("DequantizeLinear", f"w{i}", f"ws{i}", f"wz{i}", axis=0)
         value = node("Gemm", rounded(value, layer.input_scale, f"s{i}"), weight, f"b{i}", transB=1)
         if rounds_products and layer.activation != "none":
             value = rounded(value, layers[min(i + 1, len(layers) - 1)].input_scale, f"o{i}")

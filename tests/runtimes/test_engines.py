@@ -6,6 +6,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from redline.errors import GraphError, UsageError
+from redline.kernels.fused_mlp import graphs
+from redline.kernels.fused_mlp.operator import Layer
 from redline.runtimes import engines
 
 
@@ -60,3 +62,13 @@ def test_a_file_that_is_no_graph(tmp_path: Path, name: str) -> None:
     path.write_bytes(b"not a graph")
     with pytest.raises(GraphError, match=r"can't load model\.onnx"):
         engines.load(name, path, {})
+
+
+def test_int8_sums_do_not_overflow(tmp_path: Path) -> None:
+    """ONNX Runtime's fast way on AVX2 without VNNI adds two products in 16 bits."""
+    scale, none = np.full(3, 100 / (64 * 127 * 127), np.float32), np.zeros(3, np.float32)
+    weight = np.full((3, 64), 127, np.int8)
+    layer = Layer(weight=weight, weight_scale=scale, bias=none, input_scale=1.0, activation="relu")
+    onnx.save(graphs.quantized([layer]), tmp_path / "model.onnx")
+    answer = engines.load("onnxruntime", tmp_path / "model.onnx", {}).infer({"x": np.full((5, 64), 127, np.float32)})
+    np.testing.assert_array_equal(answer["y"], np.full((5, 3), 100, np.float32))
