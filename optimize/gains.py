@@ -100,9 +100,11 @@ def parts(before: Path, config: FuseKernels) -> Iterator[Part]:
 
 
 def _operations(node: "ir.Node") -> int:
+    """0 where the operator doesn't say."""
     folder = next(name for name in operators.names() if node.op_type == _module(name).NAME)
     constants = [array for array in map(constant, node.inputs) if array is not None]
-    return int(_module(folder).operations(constants))
+    counted = getattr(_module(folder), "operations", None)
+    return counted(constants) if counted else 0
 
 
 def _module(folder: str) -> Any:
@@ -143,10 +145,10 @@ def _figures(part: Part, running: dict[str, Engine], flowing: Mapping[int, list[
     for rows in flowing:
         ratio, low, high = ratio_interval(times["plain"][rows], times["fused"][rows])
         us = {name: float(np.median(times[name][rows])) / 1e3 for name in times}
-        ideal_us = us["peak"] * part.operations * rows / peak.operations
+        ideal_us = us["peak"] * part.operations * rows / max(1, peak.operations)
         figures[str(rows)] = {
             "fused_us": us["fused"], "plain_us": us["plain"], "ratio": ratio, "low": low, "high": high,
-            "peak_share": ideal_us / us["fused"],
+            "peak_share": ideal_us / us["fused"] if peak.operations and part.operations else None,
         }  # fmt: skip
     return {"operator": part.operator, "node": part.name, "operations_a_row": part.operations,
             "isa": machine.isa(), "rows": figures}  # fmt: skip

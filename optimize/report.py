@@ -141,7 +141,7 @@ def _hand_tuning(parts: list[dict[str, Any]]) -> Section:
     for part in parts:
         for rows, x in part["rows"].items():
             interval = f"{x['ratio']:.2f} [{x['low']:.2f}, {x['high']:.2f}]"
-            share = f"{100 * x['peak_share']:.0f} %"
+            share = f"{100 * x['peak_share']:.0f} %" if x["peak_share"] is not None else ""
             lines.append(
                 (part["operator"], part["node"], rows, f"{x['fused_us']:.1f}", f"{x['plain_us']:.1f}", interval, share)
             )
