@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -94,10 +95,15 @@ def library(isa: str) -> Path:
     return made
 
 
+def libraries() -> dict[str, Path]:
+    """Every ISA's library, built side by side."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(isas(), pool.map(library, isas()), strict=True))
+
+
 def main() -> int:
     try:
-        for isa in isas():
-            path = library(isa)
+        for isa, path in libraries().items():
             print(f"{isa:16}  {path.stat().st_size / 1024:6.0f} KiB  {path}")
     except RedlineError as e:
         print(f"kernels: {e}", file=sys.stderr)

@@ -60,6 +60,6 @@ def _(config: FuseKernels, before: Path | None, source: "Source", out: Path) -> 
         return Verdict(False, f"left as it was: {'; '.join(left) or none}")
     model.opset_imports[operators.DOMAIN] = operators.VERSION
     ir.save(model, out)
-    for isa in build.isas():
-        shutil.copyfile(build.library(isa), out.with_name(build.file_name(isa)))
+    for library in build.libraries().values():
+        shutil.copyfile(library, out.with_name(library.name))
     return Verdict(True, "; ".join([*done, *left]))
