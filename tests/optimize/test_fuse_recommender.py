@@ -1,7 +1,7 @@
 """From a torch recommender unlike the example's to one node, by the recipes' own passes: both engines, every ISA."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from redline import machine, tensors
-from redline.errors import GraphError
+from redline.errors import GraphError, MeasurementError
 from redline.kernels import build as kernels
+from redline.kernels.fused_mlp import graphs, shapes
+from redline.optimize import gains
 from redline.optimize.build import Cache, Candidate, Source, build
 from redline.optimize.job import SLA, Gate, Job
+from redline.optimize.passes import FuseKernels
 from redline.optimize.recipe import EXPERT, choose
 from redline.runtimes import engines
 from redline.tensors import Arrays
@@ -176,3 +179,36 @@ def test_what_stands_between_keeps_it_in_parts(tmp_path: Path) -> None:
     assert np.abs(have - unfused).mean() < 0.1 * unfused.std()
     with pytest.raises(GraphError, match=r"native takes a graph of one FusedRecommender node, model\.onnx has 5 nodes"):
         answer("native", fused, inputs)
+
+
+def test_what_hand_tuning_gained_is_told_of_every_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part beside the nodes it replaced, fed with what flows between; the whole with the requests themselves."""
+    shape = Shape(sizes=(40, 1, 7), dim=8, outputs=1, merged=False, sigmoid=True)
+    _, static, _ = built(shape, tmp_path)
+    monkeypatch.setattr(gains, "_ROUNDS", 3)
+    found = gains.gains(static.model, FuseKernels(), {rows: [draw(shape, rows)] for rows in (1, 33)})
+    kinds = ["FusedMlp", "FusedMlp", "FusedMlp", "EmbeddingInteraction", "FusedRecommender"]
+    assert [part["operator"] for part in found] == kinds
+    dots = 10
+    layers = [13 * 40 + 40 * 8, 5 * 8, (dots + 16) * 64 + 64 * 33 + 33]
+    assert sorted(part["operations_a_row"] for part in found[:3]) == sorted(2 * n for n in layers)
+    assert [part["operations_a_row"] for part in found[3:]] == [2 * dots * 8, 2 * (sum(layers) + dots * 8)]
+    for part in found:
+        for figures in part["rows"].values():
+            assert 0 < figures["low"] <= figures["ratio"] <= figures["high"]
+            assert figures["peak_share"] > 0
+
+
+def test_a_part_that_answers_otherwise_is_no_gain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = shapes.chain((5, 7, 3), "sigmoid")
+    onnx.save(graphs.quantized(layers), tmp_path / "before.onnx")
+    onnx.save(graphs.quantized(shapes.chain((5, 7, 3), "sigmoid", seed=1)), tmp_path / "other.onnx")
+    requests: dict[int, list[Arrays]] = {4: [{"x": np.ones((4, 5), np.float32)}]}
+    monkeypatch.setattr(gains, "_ROUNDS", 3)
+    (part,) = gains.gains(tmp_path / "before.onnx", FuseKernels(), requests)
+    assert part["operator"] == "FusedMlp"
+    (wrong,) = gains.parts(tmp_path / "other.onnx", FuseKernels())
+    (right,) = gains.parts(tmp_path / "before.onnx", FuseKernels())
+    monkeypatch.setattr(gains, "parts", lambda *_: [replace(right, plain=wrong.plain)])
+    with pytest.raises(MeasurementError, match="off the nodes it replaced"):
+        gains.gains(tmp_path / "before.onnx", FuseKernels(), requests)
