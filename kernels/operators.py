@@ -5,7 +5,7 @@ does it, and `AFTER` names the operators that come first, whose nodes it builds 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
@@ -23,8 +23,8 @@ DOMAIN, VERSION = "ai.redline", 1
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    done: Sequence[str]  # in words
-    left: Sequence[Verdict]  # as it was, each with the reason
+    done: list[str] = field(default_factory=list)  # in words
+    left: list[Verdict] = field(default_factory=list)  # what stays as it was, each with the reason
 
 
 class Pattern(Protocol):

@@ -62,6 +62,12 @@ struct Failed {  // an error status of the library's own, passed on as it is
   Status* status;
 };
 
+struct Rows {
+  const float* x;
+  int64_t count;
+  std::vector<int64_t> shape;  // [..., k]
+};
+
 class Api {
  public:
   explicit Api(const void* api) : slots_(static_cast<const void* const*>(api)) {}
@@ -108,6 +114,17 @@ class Api {
     Value* value;
     must(call<Status*>(91, context, index, shape.data(), shape.size(), &value));
     return value;
+  }
+  // Input 0, float [..., k], as rows of k.
+  Rows rows(const KernelContext* context, int64_t k) const {
+    const Value* x = input(context, 0);
+    Rows found{data<float>(x, kFloat), 1, shape(x)};
+    const auto& sizes = found.shape;
+    if (sizes.empty() || sizes.back() != k)
+      throw std::invalid_argument("x [..., " + (sizes.empty() ? std::string() : std::to_string(sizes.back())) +
+                                  "], wanted [..., " + std::to_string(k) + "]");
+    for (size_t i = 0; i + 1 < sizes.size(); ++i) found.count *= sizes[i];
+    return found;
   }
   std::vector<int64_t> shape(const Value* value) const { return described(value).first; }
   int type(const Value* value) const { return described(value).second; }

@@ -57,16 +57,10 @@ struct Kernel {
   }
 
   void compute(ort::KernelContext* context) const {
-    const ort::Value* x = api.input(context, 0);
-    auto shape = api.shape(x);
-    if (shape.empty() || shape.back() != k)
-      throw std::invalid_argument("x [..., " + (shape.empty() ? std::string() : std::to_string(shape.back())) +
-                                  "], wanted [..., " + std::to_string(k) + "]");
+    auto [x, rows, shape] = api.rows(context, k);
     shape.back() = n;
-    int64_t rows = 1;
-    for (size_t i = 0; i + 1 < shape.size(); ++i) rows *= shape[i];
     float* y = api.data<float>(api.output(context, 0, shape));
-    if (!redline_fused_mlp_run(mlp.get(), api.data<float>(x), rows, y)) throw std::bad_alloc();
+    if (!redline_fused_mlp_run(mlp.get(), x, rows, y)) throw std::bad_alloc();
   }
 };
 
