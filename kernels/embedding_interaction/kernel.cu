@@ -5,7 +5,7 @@
 //
 // Roofline: a row reads tables · (dim · 1 or 4 + 8) bytes, rows of tables at random, and writes 4 · (leads · dim +
 // pairs). A pair's dot reads one vector from shared memory, the other is its neighbors' too: 16 bytes a lane for 4 dp4a
-// (int8) or 8 roundings (fp32). 26 tables of 32 and a dense vector, 351 pairs: 2.8 KB (int8) or 5.3 KB of memory
+// (int8) or 8 roundings (fp32). 26 tables of 32 and a dense vector, 351 pairs: 2.8 KB (int8) or 5.2 KB of memory
 // against 11 or 45 KB of shared memory, which moves 128 bytes a clock and SM. Bound by memory in int8, by both in fp32.
 #include "interaction.cuh"
 

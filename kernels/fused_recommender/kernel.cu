@@ -6,7 +6,7 @@
 // The parts are FusedMlp's and EmbeddingInteraction's own, so the bits are those of the three nodes in a row.
 //
 // Roofline: the sum of the parts'. 26 tables of 32, 13-256-128-32, 383-512-256-128-1: 0.40 M multiply-adds a row in the
-// layers, 0.01 M in the dots, against 1.1 KB (int8 tables) or 3.6 KB of memory at random: bound by dp4a and L1, as
+// layers, 0.01 M in the dots, against 1.2 KB (int8 tables) or 3.6 KB of memory at random: bound by dp4a and L1, as
 // FusedMlp is.
 #include "../embedding_interaction/interaction.cuh"
 #include "../fused_mlp/chain.cuh"

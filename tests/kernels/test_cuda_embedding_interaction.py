@@ -107,11 +107,12 @@ def test_the_first_of_many_bad_ids_is_told(order: Order) -> None:
 
 
 @either_format
-def test_what_is_not_finite_stays_in_its_row(int8: bool) -> None:
-    op = made(4, int8)
+@pytest.mark.parametrize("case", [4, 7])  # a number a lane; and more: the first lane sees the first and the last
+def test_what_is_not_finite_stays_in_its_row(case: int, int8: bool) -> None:
+    op = made(case, int8)
     ids, (dense,) = shapes.request(op, 12)
     clean = answer(op, ids, [dense])
-    dense[3, 5], dense[7, 0], dense[8, 31] = np.nan, np.inf, -np.inf
+    dense[3, 0], dense[3, -1], dense[7, 0], dense[8, 31] = np.nan, 9, np.inf, -np.inf
     with np.errstate(invalid="ignore"):
         wanted = reference(ids, [dense], op)
     have, same = answer(op, ids, [dense]), np.setdiff1d(np.arange(12), [3, 7, 8])

@@ -58,6 +58,13 @@ def test_any_number_of_rows(case: int, int8: bool) -> None:
         np.testing.assert_allclose(have, reference(*request, op), rtol=0, atol=cuda.TOLERANCE)
 
 
+def test_a_dense_vector_as_it_is_before_one_with_layers() -> None:
+    found = interactions.interaction(3)
+    op = exact(shapes.of(found, [(), (13, 40, 17)], (33, 2), int8=True))
+    request = shapes.request(op, 19)
+    np.testing.assert_array_equal(answer(op, *request), reference(*request, op))
+
+
 def test_26_tables() -> None:
     op = exact(shapes.dlrm())
     request = shapes.request(op, 19)
