@@ -1,6 +1,7 @@
 """FlashAttention through kernel.cu: which kernel for which numbers, its launch, and the bytes it moves."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redline.errors import UsageError
+from redline.kernels.cases import Case
+from redline.kernels.flash_attention.operator import TOLERANCE, reference
+from redline.kernels.flash_attention.shapes import qkv
 from redline.kernels.launch import Kernel, Shape
 
 SOURCE = Path(__file__).parent / "kernel.cu"
@@ -66,3 +70,10 @@ def unfused_bytes(n: int, m: int, d: int) -> tuple[int, int]:
     read = n * d + m * d + n * m + n * m + m * d
     written = n * m + n * m + n * d
     return _ITEM_BYTES * read, _ITEM_BYTES * written
+
+
+def cases() -> Iterator[Case]:
+    for dtype, d, n, m, causal in (("float16", 64, 65, 65, True), ("bfloat16", 128, 129, 65, False)):
+        inputs, scale = qkv(n, m, d, dtype), d**-0.5
+        label, wanted = f"{n} x {m}{' causal' * causal}", reference(*inputs, causal=causal, scale=scale)
+        yield Case(label, *arguments(*inputs, causal=causal, scale=scale), wanted, TOLERANCE)

@@ -1,6 +1,6 @@
 """FusedMlp through kernel.cu: layers packed as the kernel reads them, launched on any backend."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -9,14 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redline.errors import GraphError
-from redline.kernels.fused_mlp.operator import Activation, Layer
-from redline.kernels.launch import Dimensions, Kernel
+from redline.kernels.cases import Case
+from redline.kernels.fused_mlp.operator import Activation, Layer, reference
+from redline.kernels.fused_mlp.shapes import DLRM_TOP, WIDTHS, chain
+from redline.kernels.launch import Kernel, Shape
 
 KERNEL = Kernel(Path(__file__).parent / "kernel.cu", "fused_mlp")
-# As in kernel.cu.
-_THREADS, _ROWS, _STEP = 256, 16, 16
+# As in chain.cuh.
+THREADS, ROWS, _STEP = 256, 16, 16
 _ACTIVATIONS = get_args(Activation)  # a number in the plan is a place in it
-_SHARED_LIMIT_BYTES = 64 << 10  # what a block may have on every architecture from sm_75 on
+SHARED_LIMIT_BYTES = 64 << 10  # what a block may have on every architecture from sm_75 on
+CASES: tuple[tuple[tuple[int, ...], Activation], ...] = (*((w, "none") for w in WIDTHS), (DLRM_TOP, "sigmoid"))
+TOLERANCE = {"none": 0.0, "sigmoid": 1e-5}  # NumPy's exp and C's differ in the last place, all else must not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -28,32 +32,43 @@ class Packed:
     plan: NDArray[np.int32]  # [layers, 3]: k, n, activation
 
     @property
-    def stride(self) -> int:
-        """Bytes of a row of activations in shared memory."""
-        return max(-(-int(k) // _STEP) * _STEP for k in self.plan[:, 0])
+    def arrays(self) -> list[NDArray[Any]]:
+        """As a kernel takes them: `Layers` in chain.cuh."""
+        return [self.weights, self.weight_scales, self.biases, self.input_scales, self.plan]
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """Bytes of a row of activations in either tile of shared memory; layers take turns."""
+        widths = [-(-int(k) // _STEP) * _STEP for k in self.plan[:, 0]]
+        return max(widths[::2]), max(widths[1::2], default=0)
 
     @property
     def shared_bytes(self) -> int:
-        return 2 * _ROWS * self.stride
+        return ROWS * sum(self.strides)
 
 
 def pack(layers: Sequence[Layer]) -> Packed:
-    """Raises GraphError where weights aren't int8, or a block's activations don't fit into shared memory."""
+    """Raises GraphError where a block's two tiles of activations don't fit into shared memory."""
+    packed = laid_out(layers)
+    if packed.shared_bytes > SHARED_LIMIT_BYTES:
+        raise GraphError(
+            f"FusedMlp on CUDA keeps {ROWS} rows of two layers' inputs in {SHARED_LIMIT_BYTES} bytes of shared memory, "
+            f"together {SHARED_LIMIT_BYTES // ROWS} wide, this chain's are {packed.strides[0]} and {packed.strides[1]}"
+        )
+    return packed
+
+
+def laid_out(layers: Sequence[Layer]) -> Packed:
+    """Raises GraphError where weights aren't int8."""
     if others := {str(layer.weight.dtype) for layer in layers} - {"int8"}:
-        raise GraphError(f"FusedMlp on CUDA takes int8 weights, these are {', '.join(sorted(others))}")
-    packed = Packed(
+        raise GraphError(f"on CUDA layers have int8 weights, these are {', '.join(sorted(others))}")
+    return Packed(
         weights=np.concatenate([_pack_weight(layer.weight).ravel() for layer in layers]),
         weight_scales=np.concatenate([np.float32(layer.input_scale) * layer.weight_scale for layer in layers]),
         biases=np.concatenate([layer.bias for layer in layers]),
         input_scales=np.array([layer.input_scale for layer in layers], np.float32),
         plan=np.array([_plan(layer) for layer in layers], np.int32),
     )
-    if packed.shared_bytes > _SHARED_LIMIT_BYTES:
-        raise GraphError(
-            f"FusedMlp on CUDA keeps 2 x {_ROWS} rows of activations in {_SHARED_LIMIT_BYTES} bytes of shared memory: "
-            f"at most {_SHARED_LIMIT_BYTES // 2 // _ROWS} wide, this chain is {packed.stride}"
-        )
-    return packed
 
 
 def _plan(layer: Layer) -> tuple[int, int, int]:
@@ -68,10 +83,17 @@ def _pack_weight(weight: NDArray[np.int8]) -> NDArray[np.int8]:
     return np.ascontiguousarray(padded.reshape(n, -1, _STEP).transpose(1, 0, 2))
 
 
-def arguments(x: NDArray[np.float32], packed: Packed) -> tuple[Dimensions, Dimensions, int, list[Any]]:
-    """Grid, block, bytes of shared memory and arguments of a launch; the answer is the last argument."""
+def arguments(x: NDArray[np.float32], packed: Packed) -> tuple[Kernel, Shape, list[Any]]:
+    """Kernel, launch and its arguments, of which the last is the answer."""
     rows, layers = len(x), len(packed.plan)
     y = np.empty((rows, int(packed.plan[-1, 1])), np.float32)
-    inputs = [np.ascontiguousarray(x), packed.weights, packed.weight_scales, packed.biases, packed.input_scales]
-    args = [*inputs, packed.plan, rows, layers, packed.stride, y]
-    return (max(1, -(-rows // _ROWS)), 1, 1), (_THREADS, 1, 1), packed.shared_bytes, args
+    args = [np.ascontiguousarray(x), *packed.arrays, rows, layers, *packed.strides, y]
+    return KERNEL, Shape((max(1, -(-rows // ROWS)), 1, 1), (THREADS, 1, 1), packed.shared_bytes), args
+
+
+def cases() -> Iterator[Case]:
+    rows = ROWS + 3  # a tile and a tail
+    for widths, last in CASES:
+        layers, x = chain(widths, last), np.random.default_rng(1).normal(size=(rows, widths[0])).astype(np.float32)
+        label = f"{rows} x {'-'.join(map(str, widths))}"
+        yield Case(label, *arguments(x, pack(layers)), reference(x, layers), TOLERANCE[last])

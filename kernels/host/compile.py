@@ -1,6 +1,7 @@
 """A .cu → a shared library for the CPU: g++ with the shim of device.h, linked with runner.cpp in place of libtsan."""
 
 import hashlib
+import re
 import shutil
 import subprocess
 import tempfile
@@ -11,6 +12,7 @@ from redline import machine
 from redline.errors import MissingError, UsageError
 
 _HERE = Path(__file__).resolve().parent
+_INCLUDE = re.compile(r'^#include "(.+)"', re.MULTILINE)
 _COMMON = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-g")
 # -fno-extern-tls-init: an `extern __shared__` array is no C++ object that its file must initialize.
 _KERNEL = (
@@ -22,13 +24,22 @@ _CHECKED = ("-O1", "-fsanitize=thread,bounds", "--param=tsan-instrument-func-ent
 _FAST = ("-O3",)
 
 
+def included(source: Path) -> set[Path]:
+    """The file, what it includes in quotes, and so on, resolved; one that isn't there is the compiler's to tell."""
+    found, ahead = set[Path](), [source.resolve()]
+    while ahead:
+        path = ahead.pop()
+        if path not in found and path.is_file():
+            found.add(path)
+            ahead += [(path.parent / name).resolve() for name in _INCLUDE.findall(path.read_text())]
+    return found
+
+
 def source_hash(source: Path, *more: str) -> str:
-    """Of the .cu, what lies beside it and the shim; a file's own #includes outside those folders are not followed."""
-    folders = {source.resolve().parent, _HERE, _HERE.parent / "common"}
+    """Of the .cu, all that it includes, and the runner."""
     digest = hashlib.sha256("\0".join((source.name, *more)).encode())
-    for path in sorted(p for folder in folders for p in folder.iterdir()):
-        if path == source.resolve() or path.suffix in (".h", ".cuh") or path.name == "runner.cpp":
-            digest.update(path.read_bytes())
+    for path in sorted(included(source)) + sorted(included(_HERE / "runner.cpp")):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:32]
 
 
@@ -51,15 +62,27 @@ def compiled(source: Path, *, checked: bool) -> Path:
     if library.exists():
         return library
     library.parent.mkdir(parents=True, exist_ok=True)
+    runner = _runner(compiler, library.parent)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        kernel, runner, out = (str(Path(folder) / name) for name in ("kernel.o", "runner.o", "out.so"))
+        kernel, out = (str(Path(folder) / name) for name in ("kernel.o", "out.so"))
         run_compiler([compiler, *_COMMON, *_KERNEL, *mode, "-c", str(source.resolve()), "-o", kernel], source)
-        run_compiler([compiler, *_COMMON, "-O2", "-c", str(_HERE / "runner.cpp"), "-o", runner], source)
         names = _dynamic_shared(kernel)
         run_compiler(["objcopy", *(f"--redefine-sym={n}=redline_dynamic_shared" for n in names), kernel], source)
-        run_compiler([compiler, "-shared", "-Wl,-z,defs", kernel, runner, "-o", out], source)
+        run_compiler([compiler, "-shared", "-Wl,-z,defs", kernel, str(runner), "-o", out], source)
         Path(out).replace(library)
     return library
+
+
+def _runner(compiler: str, folder: Path) -> Path:
+    """Its object file, which every kernel is linked with."""
+    source = _HERE / "runner.cpp"
+    made = folder / f"{source_hash(source, *_COMMON)}.o"
+    if not made.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            out = Path(scratch) / "runner.o"
+            run_compiler([compiler, *_COMMON, "-O2", "-c", str(source), "-o", str(out)], source)
+            out.replace(made)
+    return made
 
 
 def _dynamic_shared(kernel: str) -> list[str]:

@@ -1,14 +1,19 @@
 """PagedAttention through kernel.cu: which kernel for which numbers, its launch, and the bytes it moves."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from redline.kernels.cases import Case
 from redline.kernels.flash_attention.cuda import check_heads, variant
+from redline.kernels.flash_attention.operator import TOLERANCE
+from redline.kernels.flash_attention.shapes import DTYPES
 from redline.kernels.launch import Kernel, Shape
+from redline.kernels.paged_attention.operator import reference
+from redline.kernels.paged_attention.shapes import CASES, cache
 
 SOURCE = Path(__file__).parent / "kernel.cu"
 _WARPS, _ROWS, _BUFFER, _ITEM_BYTES = 4, 16, 64, 2  # as in kernel.cu
@@ -41,3 +46,10 @@ def arguments(
 def cache_bytes(context_lens: Sequence[int], heads: int, kv_heads: int, d: int) -> int:
     """Read of k and v together: each token once for up to 16 heads of a group."""
     return 2 * _ITEM_BYTES * d * sum(context_lens) * kv_heads * -(-(heads // kv_heads) // _ROWS)
+
+
+def cases() -> Iterator[Case]:
+    for case, dtype in zip(CASES[1:3], DTYPES, strict=True):
+        inputs, scale = cache(*case, dtype), case[3] ** -0.5
+        label, wanted = f"tokens {','.join(map(str, case[0]))}", reference(*inputs, scale=scale)
+        yield Case(label, *arguments(*inputs, scale=scale), wanted, TOLERANCE)

@@ -1,6 +1,6 @@
 """kernels/fused_mlp/kernel.cu against its reference: on the CPU always, on a GPU where there is one."""
 
-import ctypes
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import get_args
@@ -10,26 +10,27 @@ import pytest
 from numpy.typing import NDArray
 
 from redline.errors import GraphError
-from redline.kernels.check import CASES, ROWS, TOLERANCE, fused_mlp_on_host
+from redline.kernels.check import on_host
 from redline.kernels.fused_mlp import cuda
+from redline.kernels.fused_mlp.cuda import CASES, TOLERANCE
 from redline.kernels.fused_mlp.operator import Activation, Layer, reference
 from redline.kernels.fused_mlp.shapes import DLRM_TOP, chain
 from redline.kernels.fused_mlp.shapes import ROWS as SHARED_ROWS
-from redline.kernels.host.run import ORDERS, Order
+from redline.kernels.host.run import ORDERS, Counts, Order
 from redline.kernels.launch import launch
 
+ROWS = cuda.ROWS + 3  # a tile and a tail
 every_chain = pytest.mark.parametrize(("widths", "last"), CASES, ids=str)
-
-
-def have_gpu() -> bool:
-    try:
-        return ctypes.CDLL("libcuda.so.1").cuInit(0) == 0
-    except OSError:
-        return False
 
 
 def rows_of(count: int, k: int) -> NDArray[np.float32]:
     return np.random.default_rng(count).normal(size=(count, k)).astype(np.float32)
+
+
+def fused_mlp_on_host(
+    x: NDArray[np.float32], layers: Sequence[Layer], order: Order, *, checked: bool = True
+) -> tuple[NDArray[np.float32], Counts]:
+    return on_host(*cuda.arguments(x, cuda.pack(layers)), order, checked=checked)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -100,22 +101,22 @@ def test_bytes_read_are_those_of_the_roofline() -> None:
 
 
 def test_a_chain_too_wide_for_shared_memory_is_refused() -> None:
-    with pytest.raises(GraphError, match="at most 2048 wide, this chain is 4096"):
+    with pytest.raises(GraphError, match="together 4096 wide, this chain's are 16 and 4096"):
         cuda.pack(chain((16, 4096, 16)))
+    assert cuda.pack(chain((16, 4080, 16))).shared_bytes == cuda.SHARED_LIMIT_BYTES
 
 
 def test_activations_are_numbered_as_in_the_kernel() -> None:
     assert get_args(Activation) == ("none", "relu", "sigmoid")
-    source = cuda.KERNEL.source.read_text()
+    source = cuda.KERNEL.source.with_name("chain.cuh").read_text()
     assert "RELU = 1, SIGMOID = 2" in source
     assert "THREADS = 256, ROWS = 16," in source
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not have_gpu(), reason="no NVIDIA driver and device here")
 @every_chain
-def test_answers_are_the_reference_on_a_gpu(widths: tuple[int, ...], last: Activation) -> None:
+def test_answers_are_the_reference_on_a_gpu(widths: tuple[int, ...], last: Activation, gpu: None) -> None:
     layers, x = chain(widths, last), rows_of(513, widths[0])
-    grid, block, smem, args = cuda.arguments(x, cuda.pack(layers))
-    launch(cuda.KERNEL, grid, block, smem, args, backend="cuda.core")
+    kernel, shape, args = cuda.arguments(x, cuda.pack(layers))
+    launch(kernel, shape.grid, shape.block, shape.smem, args, backend="cuda.core")
     np.testing.assert_allclose(args[-1], reference(x, layers), rtol=0, atol=TOLERANCE[last])

@@ -3,16 +3,19 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from redline.errors import BrokenError, MissingError, UsageError
 from redline.kernels import check, nvcc
-from redline.kernels.fused_mlp import cuda
+from redline.kernels.host.compile import source_hash
+from redline.kernels.launch import Kernel
 from redline.kernels.nvcc import Resources, compile_cuda, find_nvcc, parse_ptxas
 
 ARCHITECTURES = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"]
+SOURCES = sorted(Path(nvcc.__file__).parent.glob("*/kernel.cu"))
 PTXAS = """\
 ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function 'a' for 'sm_75'
@@ -64,9 +67,12 @@ def test_ptxas_is_parsed() -> None:
 
 
 @needs_nvcc
-def test_fused_mlp_compiles_for_every_architecture_within_its_bounds() -> None:
-    compiled = compile_cuda(cuda.KERNEL.source)
-    assert [(r.kernel, r.arch) for r in compiled.resources] == [("fused_mlp", arch) for arch in ARCHITECTURES]
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.parent.name)
+def test_it_compiles_for_every_architecture_within_its_bounds(source: Path) -> None:
+    compiled = compile_cuda(source)
+    attention = source.parent.name.endswith("attention")  # needs mma.m16n8k16 and cp.async
+    wanted = {(kernel, arch) for kernel in compiled.bounds for arch in ARCHITECTURES[attention:]}
+    assert {(r.kernel, r.arch) for r in compiled.resources} == wanted
     assert all(r.registers > 16 and r.spill_bytes == 0 for r in compiled.resources)
     assert compiled.fatbin.read_bytes()[:4] == bytes.fromhex("50ed55ba")  # a fatbin's magic number
 
@@ -89,6 +95,14 @@ def test_the_second_time_nothing_is_compiled(simple: Path, monkeypatch: pytest.M
         assert compile_cuda(simple) == first
     simple.write_text(simple.read_text() + "// changed\n")
     assert compile_cuda(simple).fatbin != first.fatbin
+
+
+def test_a_changed_header_is_compiled_again(mutant: Callable[[Kernel, str, str], Kernel]) -> None:
+    """One in another operator's folder, too."""
+    kernel = Kernel(next(s for s in SOURCES if s.parent.name == "fused_recommender"), "fused_recommender_int8")
+    changed = mutant(kernel, "SIGMOID = 2", "SIGMOID = 3")
+    assert kernel.source.read_bytes() == changed.source.read_bytes()
+    assert source_hash(kernel.source) != source_hash(changed.source)
 
 
 @needs_nvcc
@@ -162,6 +176,12 @@ def test_the_order_in_which_nvcc_is_looked_for(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(MissingError, match=r"pip install 'redline\[nvcc\]'") as caught:
         find_nvcc()
     assert caught.value.exit_code == 3
+
+
+def test_every_cu_brings_its_cases() -> None:
+    """And no folder is named anywhere."""
+    assert {case.kernel.source.resolve() for case in check.cases()} == {source.resolve() for source in SOURCES}
+    assert not [source for source in SOURCES if source.parent.name in Path(check.__file__).read_text()]
 
 
 def test_make_kernels_without_nvcc_still_runs_the_cpu_part(
