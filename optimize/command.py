@@ -76,6 +76,9 @@ def run(args: argparse.Namespace) -> int:
             rejected = out.with_name(f"{out.name}.rejected")
             road.write_rejection(rejected, outcome)
             ending.print_rejection(outcome, rejected, as_json=args.json)
+            missing = [entry.missing for entry in outcome.board.entries if entry.missing]
+            if len(missing) == len(outcome.board.entries):
+                raise missing[0]
             raise BrokenError("no candidate kept the gate; no artifact was written")
         road.write(folder, outcome)
     ending.print_outcome(outcome, out, as_json=args.json)

@@ -33,6 +33,7 @@ class Entry:
     candidate: Candidate | None = None
     engine: Engine | None = None
     times: Times = field(default_factory=dict)
+    missing: MissingError | None = None  # what this machine lacks to build or load it
 
     @property
     def alive(self) -> bool:
@@ -201,6 +202,7 @@ def _judge(recipe: Recipe, source: Source, cache: Cache, step: Step, reference: 
             entry.engine = _judging_engine(recipe, entry.candidate)
         except (GraphError, MissingError) as e:  # any other is the job's fault, not the candidate's
             entry.findings["build"] = Finding(Verdict(False, str(e)))
+            entry.missing = e if isinstance(e, MissingError) else None
             say(f"rejected: {e}")
             return entry
         entry.findings["build"] = Finding(Verdict(True, "cached" if cached else "built"))

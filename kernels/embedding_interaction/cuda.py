@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from redline.errors import GraphError, RequestError
 from redline.kernels.cases import Case
 from redline.kernels.embedding_interaction import shapes
-from redline.kernels.embedding_interaction.operator import Floats, Interaction, in_int8, reference
+from redline.kernels.embedding_interaction.operator import Floats, Interaction, reference, stored
 from redline.kernels.launch import Kernel, Shape
 
 SOURCE = Path(__file__).parent / "kernel.cu"
@@ -133,7 +133,7 @@ def refuse(fault: NDArray[np.int64], ids: NDArray[Any], op: Interaction) -> None
 
 def cases() -> Iterator[Case]:
     for case, rows in ((1, 3), (3, 19), (6, 9), (7, 9)):
-        for op in (shapes.interaction(case), in_int8(shapes.interaction(case))):
+        for op in (shapes.interaction(case), stored(shapes.interaction(case), "int8")):
             ids, dense = shapes.request(op, rows)
             label = f"{rows} x {len(op.vectors)} of {op.dim}"
             yield Case(label, *arguments(ids, dense, pack(op)), reference(ids, dense, op), 0.0)

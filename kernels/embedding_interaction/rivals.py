@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from redline.kernels.embedding_interaction import cuda, shapes
-from redline.kernels.embedding_interaction.operator import Interaction, in_int8
+from redline.kernels.embedding_interaction.operator import Interaction, stored
 from redline.kernels.works import Subject, Work, queued
 
 ROWS = (1, 512, 8192, 65536)
@@ -67,5 +67,5 @@ def work(op: Interaction, rows: int, device: str = "cuda") -> Work:
 
 def works() -> Iterator[Work]:
     op = shapes.of((SIZE,) * TABLES, DIM, (-1, *range(TABLES)), (0,))
-    for either in (op, in_int8(op)):
+    for either in (op, stored(op, "int8")):
         yield from (work(either, rows) for rows in ROWS)

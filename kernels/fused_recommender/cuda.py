@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from redline.errors import GraphError
 from redline.kernels.cases import Case
+from redline.kernels.common.formats import Precision
 from redline.kernels.embedding_interaction import cuda as interaction
 from redline.kernels.embedding_interaction.operator import Floats
 from redline.kernels.fused_mlp import cuda as mlp
@@ -89,7 +90,8 @@ def arguments(ids: NDArray[Any], dense: Sequence[Floats], packed: Packed) -> tup
 
 
 def cases() -> Iterator[Case]:
-    named = [(f"case {i}", op) for int8 in (False, True) for i, op in enumerate(shapes.cases(int8=int8)[:2])]
+    tables: tuple[Precision, ...] = ("fp32", "int8")
+    named = [(f"case {i}", op) for stored in tables for i, op in enumerate(shapes.cases(tables=stored)[:2])]
     for label, op in (*named, ("26 tables", shapes.dlrm())):
         rows = mlp.ROWS + 3  # a tile and a tail
         ids, dense = shapes.request(op, rows)

@@ -59,5 +59,5 @@ def works() -> Iterator[Work]:
     """The DLRM of shapes.py on larger tables."""
     tables = interaction.TABLES
     found = interactions.of((interaction.SIZE,) * tables, interaction.DIM, (-1, *range(tables)), (0,), std=0.2)
-    op = shapes.of(found, [(13, 256, 128, 32)], (512, 256, 128, 1), int8=True)
+    op = shapes.of(found, [(13, 256, 128, 32)], (512, 256, 128, 1))
     yield from (work(op, rows) for rows in interaction.ROWS)

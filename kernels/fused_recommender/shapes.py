@@ -15,25 +15,31 @@ ROWS = (0, 1, 3, 96, 127, 513)
 
 
 def of(
-    found: Interaction, bottoms: Sequence[tuple[int, ...]], hidden: tuple[int, ...], *, precision: Precision
+    found: Interaction,
+    bottoms: Sequence[tuple[int, ...]],
+    hidden: tuple[int, ...],
+    *,
+    precision: Precision = "int8",
+    tables: Precision | None = None,
 ) -> Recommender:
-    """bottoms: widths of each dense vector's layers, () where it enters as it is; hidden: of the top's layers."""
+    """bottoms: widths of each dense vector's layers, () where it enters as it is; hidden: of the top's layers; tables:
+    where they are stored in another precision."""
     return Recommender(
-        interaction=stored(found, precision),
+        interaction=stored(found, tables or precision),
         bottoms=[mlps.chain(widths, "relu", precision=precision) if widths else [] for widths in bottoms],
         top=mlps.chain((found.width, *hidden), "sigmoid", precision=precision),
         squeeze=hidden[-1] == 1,
     )
 
 
-def cases(precision: Precision = "int8") -> list[Recommender]:
+def cases(precision: Precision = "int8", tables: Precision | None = None) -> list[Recommender]:
     one = interactions.interaction(1)  # one table
     two = interactions.interaction(3)  # two dense vectors
     plain = interactions.interaction(8)  # tables only
     return [
-        of(one, [(3, 5)], (7, 1), precision=precision),
-        of(two, [(13, 40, 17), ()], (33, 2), precision=precision),
-        of(plain, [], (65, 1), precision=precision),
+        of(one, [(3, 5)], (7, 1), precision=precision, tables=tables),
+        of(two, [(13, 40, 17), ()], (33, 2), precision=precision, tables=tables),
+        of(plain, [], (65, 1), precision=precision, tables=tables),
     ]
 
 

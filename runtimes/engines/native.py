@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 from onnx import numpy_helper
 
-from redline.errors import GraphError, MissingError, UsageError
+from redline.errors import GraphError, MissingError, RequestError, UsageError
 from redline.kernels.fused_recommender.native import FusedRecommender
 from redline.kernels.fused_recommender.operator import NAME, Recommender, from_constants
 from redline.kernels.operators import DOMAIN
@@ -24,7 +24,11 @@ class Native:
         self._kernel, self._ids, self._dense, self._output = kernel, ids, dense, output
 
     def infer(self, inputs: Arrays) -> Arrays:
-        return {self._output: self._kernel(inputs[self._ids], [inputs[name] for name in self._dense])}
+        try:
+            ids, dense = inputs[self._ids], [inputs[name] for name in self._dense]
+        except KeyError as e:
+            raise RequestError(f"wanted inputs {[self._ids, *self._dense]}, got {list(inputs)}") from e
+        return {self._output: self._kernel(ids, dense)}
 
 
 def load(path: Path, options: Mapping[str, Any]) -> Native:

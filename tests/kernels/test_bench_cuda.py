@@ -37,13 +37,13 @@ def chain() -> tuple[Work, Any]:
 
 def dots(case: int, int8: bool) -> tuple[Work, Any]:
     op = interaction_shapes.interaction(case)
-    op = interactions.in_int8(op) if int8 else op
+    op = interactions.stored(op, "int8") if int8 else op
     request = interaction_shapes.request(op, ROWS)
     return interaction_rivals.work(op, ROWS, "cpu"), interactions.reference(*request, op)
 
 
 def whole(case: int, int8: bool) -> tuple[Work, Any]:
-    op = recommender_shapes.cases(int8=int8)[case]
+    op = recommender_shapes.cases(tables="int8" if int8 else "fp32")[case]
     request = recommender_shapes.request(op, ROWS)
     return recommender_rivals.work(op, ROWS, "cpu"), recommender.reference(*request, op)
 
@@ -69,7 +69,7 @@ def test_what_eager_rivals_answer_is_what_the_reference_says(
 
 def test_a_launch_is_queued_with_what_the_kernel_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it but the GPU: a CPU's tensor is the array itself, so the addresses are known."""
-    op = interactions.in_int8(interaction_shapes.interaction(3))
+    op = interactions.stored(interaction_shapes.interaction(3), "int8")
     request = interaction_shapes.request(op, 9)
     kernel, shape, args = interaction.arguments(*request, interaction.pack(op))
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from redline.errors import GraphError, RequestError
 from redline.kernels.check import on_host
 from redline.kernels.embedding_interaction import cuda, shapes
-from redline.kernels.embedding_interaction.operator import Interaction, in_int8, reference
+from redline.kernels.embedding_interaction.operator import Interaction, reference, stored
 from redline.kernels.host.run import ORDERS, Order
 from redline.kernels.launch import launch
 
@@ -22,7 +22,7 @@ either_format = pytest.mark.parametrize("int8", [False, True], ids=["fp32", "int
 
 def made(case: int, int8: bool) -> Interaction:
     op = shapes.interaction(case)
-    return in_int8(op) if int8 else op
+    return stored(op, "int8") if int8 else op
 
 
 def answer(op: Interaction, ids: Any, dense: Any, order: Order = "random", *, checked: bool = True) -> NDArray[Any]:

@@ -41,7 +41,7 @@ def answer(op: Recommender, ids: Any, dense: Any, order: Order = "random", *, ch
 @every_case
 def test_answers_are_the_references(case: int, int8: bool, order: Order) -> None:
     """To the bit; in checked mode: no bug of any kind, either."""
-    op = exact(shapes.cases(int8=int8)[case])
+    op = exact(shapes.cases(tables="int8" if int8 else "fp32")[case])
     for rows in (1, 3, 127) if len(op.interaction.vectors) < 9 else (3,):
         request = shapes.request(op, rows, seed=rows)
         np.testing.assert_array_equal(answer(op, *request, order), reference(*request, op))
@@ -50,7 +50,7 @@ def test_answers_are_the_references(case: int, int8: bool, order: Order) -> None
 @either_format
 @every_case
 def test_any_number_of_rows(case: int, int8: bool) -> None:
-    op = shapes.cases(int8=int8)[case]
+    op = shapes.cases(tables="int8" if int8 else "fp32")[case]
     for rows in shapes.ROWS:
         request = shapes.request(op, rows, seed=rows)
         have = answer(op, *request, checked=False)
@@ -60,7 +60,7 @@ def test_any_number_of_rows(case: int, int8: bool) -> None:
 
 def test_a_dense_vector_as_it_is_before_one_with_layers() -> None:
     found = interactions.interaction(3)
-    op = exact(shapes.of(found, [(), (13, 40, 17)], (33, 2), int8=True))
+    op = exact(shapes.of(found, [(), (13, 40, 17)], (33, 2)))
     request = shapes.request(op, 19)
     np.testing.assert_array_equal(answer(op, *request), reference(*request, op))
 
@@ -72,7 +72,7 @@ def test_26_tables() -> None:
 
 
 def test_a_row_answers_the_same_in_any_company() -> None:
-    op = shapes.cases(int8=True)[1]
+    op = shapes.cases()[1]
     ids, dense = shapes.request(op, 40)
     dense[0][30:] *= 1000
     whole = answer(op, ids, dense, "forward")
@@ -81,7 +81,7 @@ def test_a_row_answers_the_same_in_any_company() -> None:
 
 
 def test_what_is_not_finite_counts_as_the_lowest_step() -> None:
-    op = shapes.cases(int8=True)[0]
+    op = shapes.cases()[0]
     ids, (dense,) = shapes.request(op, 9)
     low = dense.copy()
     dense[2, 1], low[2, 1] = np.nan, -1e9
@@ -90,7 +90,7 @@ def test_what_is_not_finite_counts_as_the_lowest_step() -> None:
 
 @either_format
 def test_ids_that_no_table_has(int8: bool) -> None:
-    op = exact(shapes.cases(int8=int8)[1])
+    op = exact(shapes.cases(tables="int8" if int8 else "fp32")[1])
     for value in (-1, 30, 2**40):
         ids, dense = shapes.request(op, 40)
         wanted = reference(ids, dense, op)
@@ -104,7 +104,7 @@ def test_ids_that_no_table_has(int8: bool) -> None:
 
 
 def test_int32_ids_and_arrays_in_another_order() -> None:
-    op = shapes.cases(int8=True)[1]
+    op = shapes.cases()[1]
     ids, dense = shapes.request(op, 5)
     other = [np.asfortranarray(dense[0]), np.repeat(dense[1], 2, axis=1)[:, ::2]]
     have = answer(op, np.asfortranarray(ids.astype(np.int32)), other, "forward")
@@ -125,7 +125,7 @@ def test_bytes_moved_are_those_of_the_roofline() -> None:
 
 
 def test_parts_that_do_not_fit() -> None:
-    op = shapes.cases(int8=False)[0]
+    op = shapes.cases(tables="fp32")[0]
     for wrong, why in (
         (replace(op, top=mlps.chain((9, 1))), "the top MLP takes 9 numbers, the interaction gives 6"),
         (replace(op, bottoms=[mlps.chain((3, 4))]), "dense vector 0 is 4 wide, the tables are 5"),
@@ -141,7 +141,8 @@ def test_what_does_not_fit_into_shared_memory() -> None:
     """Fewer warps take the rows before it is refused, and the refusal has the figures."""
     dense, sparse = (-1, *range(26)), (10,) * 26
     narrow, wide, too_wide = (
-        shapes.of(interactions.of(sparse, dim, dense, (0,)), [(13, dim)], (64, 1), int8=False) for dim in (32, 128, 512)
+        shapes.of(interactions.of(sparse, dim, dense, (0,)), [(13, dim)], (64, 1), tables="fp32")
+        for dim in (32, 128, 512)
     )
     assert (cuda.pack(narrow).slots, cuda.pack(wide).slots) == (8, 3)
     request = shapes.request(wide, 17)
@@ -172,7 +173,7 @@ BUGS = [
 def test_a_bug_planted_in_the_kernel_is_found(
     old: str, new: str, kind: str, where: str, planted: Callable[..., list[str]]
 ) -> None:
-    op = exact(shapes.cases(int8=True)[1])
+    op = exact(shapes.cases()[1])
     request = shapes.request(op, 19)
     launched = cuda.arguments(*request, cuda.pack(op))
     said = planted(*launched, old, new, lambda y: np.array_equal(y, reference(*request, op)))
@@ -183,7 +184,7 @@ def test_a_bug_planted_in_the_kernel_is_found(
 @either_format
 @every_case
 def test_answers_are_the_references_on_a_gpu(case: int, int8: bool, gpu: None) -> None:
-    op = exact(shapes.cases(int8=int8)[case])
+    op = exact(shapes.cases(tables="int8" if int8 else "fp32")[case])
     for rows in shapes.ROWS:
         request = shapes.request(op, rows, seed=rows)
         kernel, shape, args = cuda.arguments(*request, cuda.pack(op))

@@ -2,7 +2,6 @@
 table has."""
 
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -169,28 +168,3 @@ def test_shapes_that_do_not_fit(tmp_path: Path) -> None:
         engine.infer(inputs(ids, [dense[0][:, :16], dense[1]]))
     with pytest.raises(Exception, match=r"\[4, 17\], wanted \[5, 17\]"):
         engine.infer(inputs(ids, [dense[0], dense[1][:4]]))
-
-
-@pytest.mark.slow
-@every_shape
-@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
-def test_under_sanitizers(isa: str, sanitizers: str, tmp_path: Path) -> None:
-    """Every case, on two threads at once; buffers of the exact size, so a stray read shows."""
-    room, program = Path(build.__file__).parent, tmp_path / "odd_interactions"
-    flags = [flag for flag in build.command(isa) if flag not in ("-shared", "-O3")]
-    made = subprocess.run(
-        [*flags, "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-uninitialized", f"-fsanitize={sanitizers}",
-         "-fno-sanitize-recover=all", room / "embedding_interaction" / "kernel.cpp",
-         Path(__file__).with_name("odd_interactions.cpp"), "-I", room, "-o", program],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert made.returncode == 0, made.stderr
-    lines = [
-        f"{code} {rows} {dim} {' / '.join(' '.join(map(str, part)) for part in (sizes, vectors, lead))}"
-        for sizes, dim, vectors, lead in shapes.CASES
-        for rows in shapes.ROWS
-        for code in range(3)
-    ]
-    run = subprocess.run([program], input="\n".join(lines), capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == ["ran", str(len(lines))]

@@ -4,6 +4,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 from typing import Any, get_args
 
 import numpy as np
@@ -75,6 +76,46 @@ def test_the_same_bits_in_any_company_on_any_thread_and_int8_on_every_isa(precis
             np.testing.assert_array_equal(answer, whole)
 
 
+@pytest.mark.parametrize("engine", ["native", "onnxruntime"])
+def test_every_thread_has_its_own_answer(engine: str, tmp_path: Path) -> None:
+    """Eight at once on one engine, each with rows of its own; every fourth asks for what no table has in between."""
+    op = shapes.cases()[1]
+    running = engines.load(engine, save(tmp_path, graphs.fused(op)), {})
+    requests = [inputs(*shapes.request(op, 40 * t + 7, seed=t)) for t in range(8)]
+    wanted = [running.infer(request)["y"] for request in requests]
+    together = Barrier(8)
+
+    def ask(t: int) -> int:
+        together.wait()
+        right = 0
+        for i in range(30):
+            ids, last = requests[t]["ids"], len(requests[t]["ids"]) - 1
+            if t % 4 == 0 and i % 2:
+                wrong = np.concatenate([ids[:-1], ids[-1:] + 100 + t])
+                with pytest.raises(Exception, match=f"row {last}: id {wrong[last, 0]} is not in"):
+                    running.infer(requests[t] | {"ids": wrong})
+            right += np.array_equal(running.infer(requests[t])["y"], wanted[t])
+        return right
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(8))) == [30] * 8
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_stays_in_its_row(value: float, tmp_path: Path) -> None:
+    """Of both dense inputs: one goes through a bottom MLP, one enters as it is."""
+    op = shapes.cases()[1]
+    running = engines.load("native", save(tmp_path, graphs.fused(op)), {})
+    ids, dense = shapes.request(op, 9)
+    clean = running.infer(inputs(ids, dense))["y"]
+    for x, row in zip(dense, (2, 5), strict=True):
+        x[row, 1] = value
+    have = running.infer(inputs(ids, dense))["y"]
+    others = np.setdiff1d(np.arange(9), (2, 5))
+    np.testing.assert_array_equal(have[others], clean[others])
+    assert np.isfinite(have).all()  # a bottom and the top count NaN as their lowest step
+
+
 def test_what_is_not_finite_counts_as_the_lowest_step() -> None:
     op = shapes.cases()[0]
     ids, (dense,) = shapes.request(op, 9)
@@ -98,7 +139,7 @@ def test_ids_that_no_table_has(engine: str, tmp_path: Path) -> None:
         assert np.isfinite(running.infer(inputs(ids, dense))["y"]).all()
 
 
-def test_requests_that_do_not_fit() -> None:
+def test_requests_that_do_not_fit(tmp_path: Path) -> None:
     op = shapes.cases()[1]
     kernel = native.FusedRecommender(LIBRARY, op)
     ids, dense = shapes.request(op, 5)
@@ -111,6 +152,8 @@ def test_requests_that_do_not_fit() -> None:
     ):
         with pytest.raises(RequestError, match=why):
             kernel(*wrong)
+    with pytest.raises(RequestError, match=r"wanted inputs \['ids', 'dense0', 'dense1'\], got \['ids', 'dense0'\]"):
+        engines.load("native", save(tmp_path, graphs.fused(op)), {}).infer(inputs(ids, dense[:1]))
     other = [np.asfortranarray(dense[0]), np.repeat(dense[1], 2, axis=1)[:, ::2]]
     np.testing.assert_array_equal(kernel(np.asfortranarray(ids.astype(np.int32)), other), want)
 
@@ -172,7 +215,7 @@ def test_what_stays_outside_and_why(change: Any, found: int, why: str) -> None:
         raise AssertionError("; ".join(verdict.why for verdict in refusals))
 
 
-def test_what_the_native_engine_does_not_take(tmp_path: Path) -> None:
+def test_what_the_native_engine_does_not_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     op = shapes.cases()[0]
     parts = save(tmp_path / "parts", graphs.parts(op))
     with pytest.raises(GraphError, match=r"native takes a graph of one FusedRecommender node, model.onnx has 4 nodes"):
@@ -182,6 +225,9 @@ def test_what_the_native_engine_does_not_take(tmp_path: Path) -> None:
         engines.load("native", whole, {"threads": 2})
     with pytest.raises(UsageError, match="isa 'sse9' is not one of"):
         engines.load("native", whole, {"isa": "sse9"})
+    with monkeypatch.context() as patch, pytest.raises(MissingError, match="avx512_vnni was forced, this CPU has avx2"):
+        patch.setattr(machine, "isa", lambda: "avx2")
+        engines.load("native", whole, {"isa": "avx512_vnni"})
     (whole.parent / build.file_name(RUNNABLE[-1])).unlink()
     with pytest.raises(MissingError, match=r"no library of fused kernels lies beside it: wanted libredline_"):
         engines.load("native", whole, {})
