@@ -66,8 +66,9 @@ image: $(READY) ## the predictor image, built, run caged, replayed, benched, sto
 kernels: $(READY) ## every .cu: registers, spills, shared memory per architecture; run on the CPU against its reference
 	@$(BIN)/python -m redline.kernels.check
 
-bench-kernels: $(READY) ## the fused kernels beside their rivals, and their distance from the peak
-	@$(BIN)/python -m redline.kernels.bench
+bench-kernels: $(READY) ## the fused kernels beside their rivals, and their distance from the peak; then whole recommenders
+	@$(BIN)/python examples/recommender/train.py
+	@$(BIN)/python -m redline.kernels.bench; layers=$$?; $(BIN)/python -m redline.kernels.bench_recommender && exit $$layers
 
 bench-llm: $(READY) ## what the predictor costs a language model, against goals_llm.toml (after `make demo-llm`)
 	@test -f $(DEMO)-llm/artifact/manifest.json || $(MAKE) --no-print-directory demo-llm

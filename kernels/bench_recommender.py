@@ -19,6 +19,8 @@ from redline import machine
 from redline.bench.goals import Figure, judge_goals, read_goals
 from redline.bench.stats import ratio_interval
 from redline.errors import GraphError, MeasurementError, MissingError, RedlineError
+from redline.kernels import build as build_kernels
+from redline.kernels.fused_mlp.native import Peak
 from redline.kernels.fused_recommender import job as synthetic
 from redline.optimize.build import Cache, Source, build
 from redline.optimize.job import Job, load_job
@@ -44,11 +46,13 @@ class Judged:
 
 
 class Compiled:
-    """torch.compile, a graph for each number of rows."""
+    """torch.compile, a graph for each number of rows. Raises MissingError for bf16 where the CPU would emulate it."""
 
     def __init__(self, source: Source, precision: str) -> None:
         import torch
 
+        if precision == "bf16" and machine.weaker(machine.isa(), "avx512_vnni_bf16"):
+            raise MissingError(f"bf16 needs a CPU with AVX512_BF16, this one has {machine.isa()}")
         self._torch, self._bf16 = torch, precision == "bf16"
         self._inputs, (self._output,) = [t.name for t in source.job.inputs], source.job.outputs
         self._run = torch.compile(copy.deepcopy(source.module), dynamic=False)
@@ -121,13 +125,26 @@ def admitted(
 
 
 def figures_of(model: str, times: Mapping[str, Times]) -> dict[str, Figure]:
-    """How many times quicker than the quickest automatic candidate of that size."""
+    """How many times quicker than the quickest automatic candidate of that size; in bf16, than OpenVINO's."""
     found, expert = {}, {r.name for r in EXPERT}
     for rows in ROWS:
         rival = min(times.keys() - expert, key=lambda name: float(np.median(times[name][rows])))
         for name in sorted(times.keys() & expert):
             ratio = ratio_interval(times[rival][rows], times[name][rows])
             found[f"{model}_{name.replace('-', '_')}_{rows}"] = Figure(*ratio)
+        if {"openvino-bf16", "native-bf16-fused"} <= times.keys():
+            ratio = ratio_interval(times["openvino-bf16"][rows], times["native-bf16-fused"][rows])
+            found[f"{model}_bf16_over_openvino_{rows}"] = Figure(*ratio)
+    return found
+
+
+def peak_shares(times: Mapping[str, Times], peak: Peak) -> dict[str, Figure]:
+    """Of the whole synthetic forward in INT8: the time that its multiply-adds need on registers alone, over its own."""
+    found = {}
+    for rows in ROWS if peak.operations else ():
+        share = ratio_interval(times["peak"][rows], times["native-int8-fused"][rows])
+        per = synthetic.OPERATIONS * rows / peak.operations
+        found[f"synthetic_peak_share_{rows}"] = Figure(*(x * per for x in share))
     return found
 
 
@@ -138,24 +155,28 @@ def table(times: Mapping[str, Times]) -> str:
     return "\n".join([head, *(f"  {name:24}" + "".join(f"{t:11.1f}" for t in found) for name, found in ranked)])
 
 
-def compare(model: str, source: Source, cache: Cache, judge: Callable[[Engine], Judged]) -> dict[str, Figure]:
+def compare(
+    model: str, source: Source, cache: Cache, judge: Callable[[Engine], Judged], peak: Peak
+) -> dict[str, Figure]:
     requests = {rows: source.job.real_requests(8, rows) for rows in ROWS}
     print(f"{model}: what each loses, and whether it is compared", flush=True)
     running = admitted(source, cache, judge, requests)
-    times = measure(running, requests, rounds=100)
+    times = measure(running | {"peak": peak}, requests, rounds=100)
+    shares = peak_shares(times, peak) if model == "synthetic" else {}
+    del times["peak"]
     print(table(times), flush=True)
-    return figures_of(model, times)
+    return figures_of(model, times) | shares
 
 
 def main() -> int:
     try:
         here: Any = machine.conditions()
         print(f"whole recommenders; {here['cpu']}, {here['isa']}; one thread, CPU time")
-        cache = Cache(machine.cache_folder() / "steps")
-        found = compare("synthetic", Source(synthetic.job, Path(synthetic.__file__)), cache, judge_synthetic)
+        cache, peak = Cache(machine.cache_folder() / "steps"), Peak(build_kernels.library(build_kernels.strongest()))
+        found = compare("synthetic", Source(synthetic.job, Path(synthetic.__file__)), cache, judge_synthetic, peak)
         job = load_job(_MOVIELENS)
         assert isinstance(job, Job)
-        found |= compare("movielens", Source(job, _MOVIELENS), cache, judge_by_metric(job))
+        found |= compare("movielens", Source(job, _MOVIELENS), cache, judge_by_metric(job), peak)
         return judge_goals(found, read_goals(suite="recommender"))
     except RedlineError as e:
         print(f"kernels: {e}", file=sys.stderr)
