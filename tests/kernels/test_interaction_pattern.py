@@ -129,6 +129,13 @@ def test_ways_to_write_it(changes: tuple[Change, ...], tmp_path: Path) -> None:
     np.testing.assert_allclose(answers(after, model), answers(before, model), rtol=1e-5, atol=1e-5)
 
 
+def test_rows_of_a_computed_table_enter_as_a_dense_vector(tmp_path: Path) -> None:
+    model = graph(("looked = Gather (table, id)", "turned = Neg (table)\n looked = Gather (turned, id)"))
+    before, after, said = fuse(model, tmp_path)
+    assert "6 dots of 4 vectors (2 tables, fp32) in one node" in said.why
+    np.testing.assert_allclose(answers(after, model), answers(before, model), rtol=1e-5, atol=1e-5)
+
+
 FEW = (("(dots, square)", "(dots, two)"), ("(flat, pairs)", "(flat, few)"))
 ALONE = (*FEW, ("Concat <axis = 1> (dense, chosen)", "Identity (chosen)"))
 STACK, LOOK_UP, VIEW = "Concat <axis = 1> (own, merged, row)", "Gather (table, id)", "Unsqueeze (looked, axis)"

@@ -194,6 +194,11 @@ def two_scales(model: onnx.ModelProto) -> None:
     next(n for n in model.graph.node if n.op_type == "DequantizeLinear" and "s0" in n.input).input[1] = "other"
 
 
+def scales_along_k(model: onnx.ModelProto) -> None:
+    put("ws0", np.full(5, 0.01, np.float32))(model)
+    next(n for n in model.graph.node if "ws0" in n.input).attribute[0].i = 1
+
+
 def too_wide(model: onnx.ModelProto) -> None:
     put("w0", np.zeros((7, 131_072), np.int8))(model)
 
@@ -212,6 +217,8 @@ def too_wide(model: onnx.ModelProto) -> None:
         (zeros_of(np.int8), r"Gemm3: its input's zero point is 3, wanted 0 \(symmetric\)"),
         (no_zero_point, "Gemm3: its input is uint8, wanted int8"),
         (two_scales, "Gemm3: its input's scales are"),
+        (put("s0", np.float64(0.1)), "Gemm3: its input's scale is not one float32 constant"),
+        (scales_along_k, "Gemm3: its weight's scales run along k, wanted one an output channel"),
         (put("s0", np.float32(0)), "wanted one finite scale above 0"),
         (put("w0", np.zeros((7, 5), np.uint8)), r"Gemm3: its weight is uint8 \[7, 5\], wanted symmetric int8"),
         (put("ws0", np.zeros((7, 1), np.float32)), "Gemm3: its weight's scale is not a float32 constant"),
