@@ -6,8 +6,6 @@
 // A step of the inner loop loads V vectors of weights and broadcasts one group a row: for INT8 on AVX-512,
 // 12 x 2 vpdpbusd (1,536 multiply-adds) for 14 loads, 24 of 32 registers being accumulators.
 #pragma once
-#include <type_traits>
-
 #include "formats.h"
 
 namespace redline {
@@ -36,9 +34,7 @@ template <class Format, int R, int V>
       column[v] = load<Groups>(weights + (v / 2) * panel_bytes + (v % 2) * sizeof(Groups));
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) {
-      std::remove_reference_t<decltype(column[0][0])> group;
-      std::memcpy(&group, base[r / 3] + (r % 3) * row_bytes, sizeof group);
-      const Groups row = group - Groups{};  // in every lane
+      const Groups row = spread<Groups>(base[r / 3] + (r % 3) * row_bytes);
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) Format::dot(sums[r][v], row, column[v]);
     }
