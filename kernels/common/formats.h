@@ -3,7 +3,6 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 // REDLINE_WIDE is for tests: AVX-512's shapes without its instructions, so that any machine runs all else of that path.
 #if defined(__AVX512F__) && !defined(REDLINE_WIDE)
@@ -44,17 +43,19 @@ inline void store(T* to, const V& v) {
   std::memcpy(to, &v, sizeof v);
 }
 
-// The 32 bits at `from` in every lane. (Through a scalar, gcc shifts and masks BF16's halves before it spreads them.)
+// The 32 bits at `from` in every lane. (As an integer gcc would shift and mask BF16's halves before it spreads them.)
 template <class V>
 inline V spread(const char* from) {
-#if defined(REDLINE_AVX512)
-  return (V)_mm512_broadcastss_ps(_mm_load_ss(reinterpret_cast<const float*>(from)));
-#elif defined(REDLINE_AVX2)
-  return (V)_mm256_broadcast_ss(reinterpret_cast<const float*>(from));
-#else
-  std::remove_reference_t<decltype(V{}[0])> group;
+  float group;
   std::memcpy(&group, from, sizeof group);
-  return group - V{};
+#if defined(REDLINE_AVX512)
+  return (V)_mm512_set1_ps(group);
+#elif defined(REDLINE_AVX2)
+  return (V)_mm256_set1_ps(group);
+#else
+  uint32_t bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return (V)(bits - Vector<uint32_t, kLanes>{});
 #endif
 }
 

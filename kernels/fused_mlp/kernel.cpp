@@ -135,7 +135,7 @@ namespace {
 // Multiply-adds of a loop that only computes: a tile's sums, and operands that the compiler can't foresee.
 template <class Format>
 int64_t peak(int64_t steps) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(REDLINE_WIDE)
   typename Format::Accumulator sums[Format::kRows][2] = {};
   typename Format::Groups row{}, column[2] = {};
   for (int64_t s = 0; s < steps; ++s) {

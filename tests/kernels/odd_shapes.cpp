@@ -166,7 +166,7 @@ Run recommender(const std::vector<Numbers>& parts) {
 
 // To the bit: a sum of floats may be none.
 bool same(const Floats& a, const Floats& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
 }
 
 // What each thread should answer is asked for alone first; then all at once, and every third thread errs in between.
