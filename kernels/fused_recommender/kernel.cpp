@@ -1,7 +1,7 @@
 // ai.redline::FusedRecommender on the CPU: a block of up to 96 rows goes through the whole model while it stays in cache.
 //
 // Per block: ask for the tables' rows (they arrive while the bottom MLPs compute), bottom MLPs, then row by row the
-// interaction, whose floats leave L1 only as steps of the top MLP's input; top MLP. The parts are FusedMlp's and
+// interaction, whose floats leave L1 only as numbers of the top MLP's format; top MLP. The parts are FusedMlp's and
 // EmbeddingInteraction's own, so the answer's bits are those of the three nodes one after another.
 //
 // Roofline: the sum of the parts'; from a dozen rows up the layers' dot instructions are most of it.

@@ -5,7 +5,7 @@
 
 The node's inputs: ids, the interaction's constants, the top's constants, those of each dense vector's bottom (of no
 layers where it enters as it is), then the dense inputs. `squeeze` (0 or 1): the answer is [rows]. It gives the bits of
-the nodes that it is made of; for what isn't finite that means: a bottom counts NaN as its lowest step.
+the nodes that it is made of; for what isn't finite that means: an int8 bottom counts NaN as its lowest step.
 """
 
 from collections.abc import Sequence
