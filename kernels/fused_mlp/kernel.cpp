@@ -138,15 +138,14 @@ int64_t peak(int64_t steps) {
 #if defined(__x86_64__) && !defined(REDLINE_WIDE)
   typename Format::Accumulator sums[Format::kRows][2] = {};
   typename Format::Groups row{}, column[2] = {};
-  for (int64_t s = 0; s < steps; ++s) {
-    asm volatile("" : "+v"(column[0]), "+v"(column[1]));
+  asm volatile("" : "+v"(column[0]), "+v"(column[1]));
+  for (int64_t s = 0; s < steps; ++s)
 #pragma GCC unroll 12
     for (int r = 0; r < Format::kRows; ++r) {
       asm volatile("" : "+v"(row));
 #pragma GCC unroll 2
       for (int v = 0; v < 2; ++v) Format::dot(sums[r][v], row, column[v]);
     }
-  }
 #pragma GCC unroll 12
   for (int r = 0; r < Format::kRows; ++r) asm volatile("" : : "v"(sums[r][0]), "v"(sums[r][1]));
   return steps * Format::kRows * 2 * kLanes * kGroup<Format>;
