@@ -35,16 +35,16 @@ class Interaction {
   };
 
   template <class Format>
-  void take();
+  void take(const RedlineInteraction& config);
   template <class Format>
   void compute(const int64_t* found, const float* const* dense, float* out, char* scratch) const;
+  const char* row_of(int64_t at) const { return rows_.get() + at * row_stride_; }
   template <class Format>
   int64_t groups() const;  // of a vector, a multiple of four
 
   void (Interaction::*compute_)(const int64_t*, const float* const*, float*, char*) const = nullptr;
-  const char* rows_;
-  const float* row_scale_;
-  int64_t dim_, row_bytes_ = 0, scratch_bytes_ = 0, dense_count_ = 0, pair_count_;
+  Buffer<char> rows_;  // [all][row_stride_]: a row; of int8 its scale, too, so that both come with one cache line
+  int64_t dim_, row_bytes_ = 0, row_stride_ = 0, scratch_bytes_ = 0, dense_count_ = 0, pair_count_;
   std::vector<Table> tables_;
   std::vector<int64_t> vectors_, lead_;
   std::vector<int32_t> place_;  // of each pair in the lower triangle; empty: they lie as they go out

@@ -165,19 +165,22 @@ float quantize_alone(const float* x, int64_t dim, Int8::Activation* to, int64_t 
 
 // A table's row → floats that go out as they are.
 template <class Format>
-void lead_row(const char* row, int64_t dim, float scale, float* out) {
-  if constexpr (std::is_same_v<Format, Int8>)
-    for (int64_t c = 0; c < dim; ++c) out[c] = scale * reinterpret_cast<const int8_t*>(row)[c];
-  else if constexpr (std::is_same_v<Format, Bf16>)
+void lead_row(const char* row, int64_t dim, float* out) {
+  if constexpr (std::is_same_v<Format, Int8>) {
+    float scale;
+    std::memcpy(&scale, row, sizeof scale);
+    for (int64_t c = 0; c < dim; ++c) out[c] = scale * reinterpret_cast<const int8_t*>(row + sizeof scale)[c];
+  } else if constexpr (std::is_same_v<Format, Bf16>) {
     for (int64_t c = 0; c < dim; ++c) out[c] = widened(reinterpret_cast<const uint16_t*>(row)[c]);
-  else
+  } else {
     std::memcpy(out, row, dim * sizeof(float));
+  }
 }
 
 }  // namespace
 
 Interaction::Interaction(const RedlineInteraction& c)
-    : rows_(static_cast<const char*>(c.rows)), row_scale_(c.row_scale), dim_(c.dim), pair_count_(c.pair_count) {
+    : dim_(c.dim), pair_count_(c.pair_count) {
   const auto refuse = [](const std::string& what) { throw std::invalid_argument(what); };
   if (dim_ < 1 || c.vector_count < 1) refuse("wanted at least one vector of at least one number");
   if (c.format == kRedlineInt8 && c.all > 0 && c.row_scale == nullptr) refuse("int8 rows without their scales");
@@ -207,11 +210,18 @@ Interaction::Interaction(const RedlineInteraction& c)
   }
   if (in_place) place_.clear();
   switch (c.format) {
-    case kRedlineInt8: take<Int8>(); break;
-    case kRedlineBf16: take<Bf16>(); break;
-    case kRedlineFp32: take<Fp32>(); break;
+    case kRedlineInt8: take<Int8>(c); break;
+    case kRedlineBf16: take<Bf16>(c); break;
+    case kRedlineFp32: take<Fp32>(c); break;
     default: refuse("number format " + std::to_string(c.format) + ", wanted 0 int8, 1 bf16 or 2 fp32");
   }
+}
+
+// The least stride at which no row lies in more cache lines than it must.
+int64_t whole_lines(int64_t bytes) {
+  int64_t stride = 4;
+  while (stride < bytes && stride < 64) stride *= 2;
+  return stride < bytes ? round_up(bytes, 64) : stride;
 }
 
 template <class Format>
@@ -220,9 +230,17 @@ int64_t Interaction::groups() const {
 }
 
 template <class Format>
-void Interaction::take() {
+void Interaction::take(const RedlineInteraction& c) {
+  constexpr bool kInt8 = std::is_same_v<Format, Int8>;
   compute_ = &Interaction::compute<Format>;
-  row_bytes_ = dim_ * (std::is_same_v<Format, Int8> ? 1 : sizeof(typename Format::Activation));
+  row_bytes_ = dim_ * (kInt8 ? 1 : sizeof(typename Format::Activation));
+  row_stride_ = whole_lines(row_bytes_ + (kInt8 ? sizeof(float) : 0));
+  rows_ = zeros<char>(c.all * row_stride_);
+  for (int64_t r = 0; r < c.all; ++r) {
+    char* to = rows_.get() + r * row_stride_;
+    if (kInt8) std::memcpy(to, c.row_scale + r, sizeof(float)), to += sizeof(float);
+    std::memcpy(to, static_cast<const char*>(c.rows) + r * row_bytes_, row_bytes_);
+  }
   const int64_t padded = round_up(static_cast<int64_t>(vectors_.size()), kPanel);
   // vectors, panels, starts, scales; the rows that padding adds stay zero
   const int64_t bytes =
@@ -241,9 +259,7 @@ void Interaction::look_up(const RedlineIds& ids, int64_t first, int64_t count, i
                                     " is not in 0.." + std::to_string(table.size - 1));
       const int64_t at = table.begin + id;
       *found++ = at;
-      const char* row = rows_ + at * row_bytes_;
-      for (int64_t b = 0; b < row_bytes_; b += 64) __builtin_prefetch(row + b, 0, 2);
-      if (row_scale_ != nullptr) __builtin_prefetch(row_scale_ + at, 0, 2);
+      for (int64_t b = 0; b < row_stride_; b += 64) __builtin_prefetch(rows_.get() + at * row_stride_ + b, 0, 2);
     }
 }
 
@@ -266,13 +282,14 @@ void Interaction::compute(const int64_t* found, const float* const* dense, float
       if (source < 0) {
         scale[v] = quantize_alone(dense[-1 - source], dim_, to, stride);
       } else {
-        widen(reinterpret_cast<const int8_t*>(rows_ + found[source] * row_bytes_), dim_, to, stride);
-        scale[v] = row_scale_[found[source]];
+        const char* row = row_of(found[source]);
+        std::memcpy(&scale[v], row, sizeof(float));
+        widen(reinterpret_cast<const int8_t*>(row + sizeof(float)), dim_, to, stride);
       }
     } else if (std::is_same_v<Format, Bf16> && source < 0) {
       enter<Format>(dense[-1 - source], dim_, 1.0f, to);  // its zeros may reach into the next, not written yet
     } else {
-      const void* from = source < 0 ? dense[-1 - source] : static_cast<const void*>(rows_ + found[source] * row_bytes_);
+      const void* from = source < 0 ? dense[-1 - source] : static_cast<const void*>(row_of(found[source]));
       std::memcpy(to, from, row_bytes_);
     }
   }
@@ -281,8 +298,7 @@ void Interaction::compute(const int64_t* found, const float* const* dense, float
     if (source < 0)
       std::memcpy(out + l * dim_, dense[-1 - source], dim_ * sizeof(float));
     else
-      lead_row<Format>(rows_ + found[source] * row_bytes_, dim_, kInt8 ? row_scale_[found[source]] : 1.0f,
-                       out + l * dim_);
+      lead_row<Format>(row_of(found[source]), dim_, out + l * dim_);
   }
   if (pair_count_ == 0) return;
 

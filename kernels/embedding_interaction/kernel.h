@@ -5,8 +5,8 @@
 #include "../fused_mlp/kernel.h"  // REDLINE_API
 
 struct RedlineInteraction {
-  const void* rows;         // [all, dim], every table below the other; int8, bfloat16 or float. Not copied:
-  const float* row_scale;   // [all], INT8 only, else null. Both must outlive the kernel.
+  const void* rows;         // [all, dim], every table below the other; int8, bfloat16 or float
+  const float* row_scale;   // [all], INT8 only, else null
   const int64_t* tables;    // [tables, 3]: which column of ids, first row, rows
   const int64_t* vectors;   // [vectors]: the table, or -1 - d for dense vector d
   const int64_t* lead;      // [leads]: vectors that go out as they are

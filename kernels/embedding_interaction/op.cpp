@@ -30,8 +30,6 @@ RedlineInteraction read_interaction(const ort::Api& api, const ort::KernelInfo* 
   const auto lead = api.vector<int64_t>(info, at + 4, ort::kInt64, "lead");
   const auto pairs = api.vector<int64_t>(info, at + 5, ort::kInt64, "pairs");
   at += 6;
-  // table and row_scale aren't copied: ONNX Runtime drops an initializer only when every node that takes it has packed it
-  // in PrePack, which a custom operator has not (session_state.cc, custom_ops.cc), so they live as long as the session.
   return {api.data<char>(table), scale.second > 0 ? scale.first : nullptr, api.data<int64_t>(tables, ort::kInt64),
           vectors.first, lead.first, pairs.first, shape[1], shape[0], places[0], vectors.second, lead.second,
           pairs.second, format};
