@@ -67,8 +67,8 @@ kernels: $(READY) ## every .cu: registers, spills, shared memory per architectur
 	@$(BIN)/python -m redline.kernels.check
 
 bench-kernels: $(READY) ## the fused kernels beside their rivals, and their distance from the peak; then whole recommenders
-	@$(BIN)/python examples/recommender/train.py
-	@$(BIN)/python -m redline.kernels.bench; layers=$$?; $(BIN)/python -m redline.kernels.bench_recommender && exit $$layers
+	@$(BIN)/python -m redline.kernels.bench; layers=$$?; \
+		$(BIN)/python examples/recommender/train.py && $(BIN)/python -m redline.kernels.bench_recommender && exit $$layers
 
 bench-llm: $(READY) ## what the predictor costs a language model, against goals_llm.toml (after `make demo-llm`)
 	@test -f $(DEMO)-llm/artifact/manifest.json || $(MAKE) --no-print-directory demo-llm

@@ -5,6 +5,7 @@ rounds interleaved, medians. The roofline is the operator's multiply-adds at the
 on registers alone, in the same rounds.
 """
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,17 +14,19 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from redline import machine
 from redline.bench.stats import ratio_interval
-from redline.errors import MeasurementError
-from redline.kernels import build, operators
+from redline.errors import MeasurementError, MissingError
+from redline.kernels import operators
+from redline.kernels.common.formats import Precision, precision_of
 from redline.kernels.common.values import constant
 from redline.kernels.fused_mlp.native import Peak
 from redline.optimize.latency import measure
 from redline.optimize.passes import FuseKernels
 from redline.runtimes import engines
 from redline.runtimes.engines import Engine
+from redline.runtimes.engines.libraries import fused_library, usable
 from redline.tensors import Arrays, largest_gap
 
 if TYPE_CHECKING:
@@ -42,20 +45,26 @@ class Part:
     inputs: tuple[str, ...]
     output: str
     operations: int  # a row
+    precision: Precision  # of what it multiplies
     fused: "ir.Model"
     plain: "ir.Model"
 
 
-def gains(
-    before: Path, config: FuseKernels, requests: Mapping[int, list[Arrays]], isa: str | None = None
-) -> list[dict[str, Any]]:
-    """before: the graph that FuseKernels took. → for each fused node its figures at each number of rows."""
+def gains(before: Path, config: FuseKernels, fused: Path, requests: Mapping[int, list[Arrays]]) -> list[dict[str, Any]]:
+    """before: the graph that FuseKernels took; fused: what it made of it, its libraries beside. → each fused node's
+    figures at each number of rows.
+
+    Raises:
+        MissingError: no library that this CPU can run.
+        MeasurementError: a node answers otherwise than those it replaced.
+    """
     import onnx_ir as ir
 
     with TemporaryDirectory(prefix="redline-") as scratch:
-        folder = Path(scratch)
-        library = build.library(isa or build.strongest())
-        (folder / library.name).write_bytes(library.read_bytes())
+        folder, library = Path(scratch), fused_library(fused.parent, None)
+        if library is None:
+            raise MissingError(f"{fused}: no library of fused kernels lies beside it: wanted {' or '.join(usable())}")
+        shutil.copyfile(library, folder / library.name)
 
         def load(model: "ir.Model", name: str) -> Engine:
             ir.save(model, folder / f"{name}.onnx")
@@ -68,7 +77,8 @@ def gains(
             flowing = {rows: [_flowing(part, inside, request) for request in pool] for rows, pool in requests.items()}
             running = {"fused": load(part.fused, f"fused{i}"), "plain": load(part.plain, f"plain{i}")}
             _agree(part, running, flowing)
-            found.append(_figures(part, running, flowing, Peak(library, config.precision)))
+            peak = Peak(folder / library.name, part.precision)
+            found.append(_figures(part, running, flowing, peak) | {"library": library.name})
         return found
 
 
@@ -94,17 +104,27 @@ def parts(before: Path, config: FuseKernels) -> Iterator[Part]:
                 inputs=names,
                 output=output,
                 operations=_operations(node),
+                precision=_precision(node),
                 fused=_cut(model, names, [output]),
                 plain=_cut(ir.load(before), names, [output]),
             )
 
 
+def _constants(node: "ir.Node") -> "list[NDArray[Any]]":
+    return [array for array in map(constant, node.inputs) if array is not None]
+
+
+def _precision(node: "ir.Node") -> Precision:
+    """Of its last matrix: a recommender's top layers, which are most of its work."""
+    matrices = [array.dtype for array in _constants(node) if array.ndim == 2 and array.dtype != np.int64]
+    return precision_of(matrices[-1]) if matrices else "fp32"
+
+
 def _operations(node: "ir.Node") -> int:
     """0 where the operator doesn't say."""
     folder = next(name for name in operators.names() if node.op_type == _module(name).NAME)
-    constants = [array for array in map(constant, node.inputs) if array is not None]
     counted = getattr(_module(folder), "operations", None)
-    return counted(constants) if counted else 0
+    return counted(_constants(node)) if counted else 0
 
 
 def _module(folder: str) -> Any:
@@ -150,5 +170,4 @@ def _figures(part: Part, running: dict[str, Engine], flowing: Mapping[int, list[
             "fused_us": us["fused"], "plain_us": us["plain"], "ratio": ratio, "low": low, "high": high,
             "peak_share": ideal_us / us["fused"] if peak.operations and part.operations else None,
         }  # fmt: skip
-    return {"operator": part.operator, "node": part.name, "operations_a_row": part.operations,
-            "isa": machine.isa(), "rows": figures}  # fmt: skip
+    return {"operator": part.operator, "node": part.name, "operations_a_row": part.operations, "rows": figures}

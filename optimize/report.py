@@ -147,8 +147,8 @@ def _hand_tuning(parts: list[dict[str, Any]]) -> Section:
             )
     text = (
         "Each fused node beside the nodes whose place it took: both in ONNX Runtime, one thread, on what flows there "
-        f"when the job's requests are asked; CPU time, medians; {parts[0]['isa']}. Peak: what the dot instruction does "
-        "on registers alone, the roofline of whatever computes; what waits for memory can't get there."
+        f"when the job's requests are asked; CPU time, medians; {parts[0]['library']}. Peak: what the dot instruction "
+        "does on registers alone, the roofline of whatever computes; what waits for memory can't get there."
     )
     columns = ("operator", "node", "rows", "us", "us before", "times faster", "of the peak")
     return Section("What hand tuning gained", text, None, columns, lines)

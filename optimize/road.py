@@ -7,6 +7,7 @@ from typing import Any
 
 from redline import machine
 from redline.artifact import writing
+from redline.errors import RedlineError
 from redline.optimize import artifact
 from redline.optimize.build import Cache, Source, arrays_sha256, build
 from redline.optimize.gains import gains
@@ -15,6 +16,8 @@ from redline.optimize.prove import Proof, Say, prove
 from redline.optimize.recipe import Recipe
 from redline.optimize.report import render
 from redline.optimize.search import Board, Entry, Step, search, test_scores
+
+_MEASURES_GAINS = ("optimize/gains.py", "optimize/latency.py", "runtimes/engines", "bench/stats.py", "tensors.py")
 
 
 @dataclass
@@ -56,10 +59,10 @@ class Road:
 
     def _hand_tuning(self, board: Board) -> list[dict[str, Any]]:
         """What each fused node of the best candidate that has any gained over the nodes it replaced."""
-        fused = next((e for e in board.ranking() if isinstance((e.recipe.passes or (None,))[-1], FuseKernels)), None)
+        fused = next((e for e in board.ranking() if e.recipe.kind == "fused"), None)
         if fused is None or fused.candidate is None or board.unmeasured:
             return []
-        config = fused.recipe.passes[-1]
+        config, model = fused.recipe.passes[-1], fused.candidate.model
         assert isinstance(config, FuseKernels)
         before = build(replace(fused.recipe, passes=fused.recipe.passes[:-1]), self.source, self.cache)
         requests = {rows: self.source.job.real_requests(4, rows) for rows in board.rows}
@@ -67,12 +70,19 @@ class Road:
             "gains": fused.candidate.fingerprint,
             "requests": [arrays_sha256(request) for pool in requests.values() for request in pool],
             "conditions": machine.conditions(),
-            "code": machine.code_sha256("optimize/gains.py", "optimize/latency.py", "runtimes/engines"),
+            "code": machine.code_sha256(*_MEASURES_GAINS),
         }
         with self.step(f"what hand tuning gained in {fused.recipe.name}") as say:
-            found: list[dict[str, Any]] = self.cache.value(key, lambda: gains(before.model, config, requests))
+            try:
+                found: list[dict[str, Any]] = self.cache.value(
+                    key, lambda: gains(before.model, config, model, requests)
+                )
+            except RedlineError as e:  # what is told beside the verdict must not undo it
+                say(f"not measured: {e}")
+                return []
             at = str(board.rows[-1])
-            say(", ".join(f"{part['operator']} {part['rows'][at]['ratio']:.2f} x" for part in found))
+            parts = [f"{part['operator']} {part['rows'][at]['ratio']:.2f} x" for part in found]
+            say(", ".join(parts) or "nothing was fused")
         return found
 
     def _prove(self, board: Board, contender: Entry) -> Proof:

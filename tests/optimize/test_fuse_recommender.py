@@ -184,9 +184,9 @@ def test_what_stands_between_keeps_it_in_parts(tmp_path: Path) -> None:
 def test_what_hand_tuning_gained_is_told_of_every_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each part beside the nodes it replaced, fed with what flows between; the whole with the requests themselves."""
     shape = Shape(sizes=(40, 1, 7), dim=8, outputs=1, merged=False, sigmoid=True)
-    _, static, _ = built(shape, tmp_path)
+    _, static, fused = built(shape, tmp_path)
     monkeypatch.setattr(gains, "_ROUNDS", 3)
-    found = gains.gains(static.model, FuseKernels(), {rows: [draw(shape, rows)] for rows in (1, 33)})
+    found = gains.gains(static.model, FuseKernels(), fused.model, {rows: [draw(shape, rows)] for rows in (1, 33)})
     kinds = ["FusedMlp", "FusedMlp", "FusedMlp", "EmbeddingInteraction", "FusedRecommender"]
     assert [part["operator"] for part in found] == kinds
     dots = 10
@@ -205,10 +205,11 @@ def test_a_part_that_answers_otherwise_is_no_gain(tmp_path: Path, monkeypatch: p
     onnx.save(graphs.quantized(shapes.chain((5, 7, 3), "sigmoid", seed=1)), tmp_path / "other.onnx")
     requests: dict[int, list[Arrays]] = {4: [{"x": np.ones((4, 5), np.float32)}]}
     monkeypatch.setattr(gains, "_ROUNDS", 3)
-    (part,) = gains.gains(tmp_path / "before.onnx", FuseKernels(), requests)
+    library = kernels.library(kernels.strongest())
+    (part,) = gains.gains(tmp_path / "before.onnx", FuseKernels(), library, requests)
     assert part["operator"] == "FusedMlp"
     (wrong,) = gains.parts(tmp_path / "other.onnx", FuseKernels())
     (right,) = gains.parts(tmp_path / "before.onnx", FuseKernels())
     monkeypatch.setattr(gains, "parts", lambda *_: [replace(right, plain=wrong.plain)])
     with pytest.raises(MeasurementError, match="off the nodes it replaced"):
-        gains.gains(tmp_path / "before.onnx", FuseKernels(), requests)
+        gains.gains(tmp_path / "before.onnx", FuseKernels(), library, requests)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from redline import artifact
+from redline.errors import MeasurementError
 from redline.optimize import judge, road
 from redline.optimize.build import Cache, Candidate, Source
 from redline.optimize.job import Gate
 from redline.optimize.judge import Finding
-from redline.optimize.passes import MergeEmbeddings
+from redline.optimize.passes import FuseKernels, MergeEmbeddings
 from redline.optimize.prove import Proof
 from redline.optimize.recipe import BASELINE, Recipe, choose
 from redline.optimize.search import Board, Entry, search
@@ -353,6 +354,29 @@ def test_where_the_expert_track_wins_the_best_automatic_candidate_is_loaded_too(
     page = (tmp_path / "out" / "report.html").read_text()
     assert "best automatic, onnxruntime-fp32" in page
     assert "best automatic 21/s" in page
+
+
+def test_what_hand_tuning_gained_undoes_no_verdict(
+    source: Source, steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = found_board(source, steps)
+    fast = made.entries[0]
+    recipe = replace(fast.recipe, name="mine", track="expert", passes=(*fast.recipe.passes, FuseKernels()))
+    expert = replace(fast, recipe=recipe)
+    expert.times = {rows: ns // 3 for rows, ns in fast.times.items()}
+    made.entries.append(expert)
+    found: list[Any] = [MeasurementError("a part is off"), [{"operator": "Fused", "rows": {"20": {"ratio": 2.5}}}]]
+
+    def gains(*_: object) -> Any:
+        if isinstance(one := found.pop(0), Exception):
+            raise one
+        return one
+
+    monkeypatch.setattr(road, "gains", gains)
+    monkeypatch.setattr(road, "search", lambda *_: made)
+    walker = road.Road(source, Cache(tmp_path / "steps"), step, "redline optimize job.py")
+    said = [walker.walk((), with_proof=False).hand_tuning for _ in range(3)]
+    assert said == [[], *[[{"operator": "Fused", "rows": {"20": {"ratio": 2.5}}}]] * 2]  # only what was told is kept
 
 
 class step:  # noqa: N801
