@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from redline import artifact
+from redline import artifact, machine
 from redline.bench.measuring import Load, Subject, highest_rate, measure
 from redline.bench.questions import asking
 from redline.bench.results import SearchReport
@@ -34,6 +34,7 @@ class Goal:
     comparison: str  # ">=" or "<="
     value: float
     why: str
+    isa: str = "portable"  # the least that it is meant for: on a weaker CPU there is no result
     suite: str = "road"  # who measures it: this module, or redline.kernels.bench for "kernels"
 
     def reached_by(self, value: float) -> bool:
@@ -66,7 +67,7 @@ def judge_goal(goal: Goal, figure: Figure | None) -> str:
 
     Missed only when the whole of a narrow interval is on the wrong side; any other wide one says nothing.
     """
-    if figure is None:
+    if figure is None or machine.weaker(machine.isa(), goal.isa):
         return _NO_RESULT
     ends = [goal.reached_by(figure.low), goal.reached_by(figure.high)]
     if all(ends):
@@ -155,7 +156,8 @@ def judge_goals(figures: dict[str, Figure], goals: list[Goal]) -> int:
     results = [(goal, figures.get(goal.metric)) for goal in goals]
     for goal, figure in results:
         words = f"{figure.value:.4g} [{figure.low:.4g}, {figure.high:.4g}]" if figure else "not measured"
-        print(f"{judge_goal(goal, figure):9}  {goal.name}: {words}, wanted {goal.comparison} {goal.value:g}")
+        where = f" on {goal.isa}, here is {machine.isa()}" if machine.weaker(machine.isa(), goal.isa) else ""
+        print(f"{judge_goal(goal, figure):9}  {goal.name}: {words}, wanted {goal.comparison} {goal.value:g}{where}")
     for name in sorted(figures.keys() - {g.metric for g in goals}):
         f = figures[name]
         print(f"{'beside':9}  {name}: {f.value:.4g} [{f.low:.4g}, {f.high:.4g}]")

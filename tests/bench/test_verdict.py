@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from virtual import make_run
 
-from redline.bench.goals import Figure, Goal, judge_goal, read_goals
+from redline.bench.goals import Figure, Goal, judge_goal, judge_goals, read_goals
 from redline.bench.load import Run, joined
 from redline.bench.neighbors import Neighbors
 from redline.bench.search import Trial, highest
@@ -112,6 +112,17 @@ def test_a_goal_is_missed_only_when_the_whole_interval_misses(
     comparison: str, figure: Figure | None, verdict: str
 ) -> None:
     assert judge_goal(Goal(name="", metric="", comparison=comparison, value=3.0, why=""), figure) == verdict
+
+
+@pytest.mark.parametrize(("here", "verdict"), [("avx2", "no result"), ("avx512_vnni", "missed")])
+def test_a_goal_for_a_better_cpu_is_neither_held_nor_missed_here(
+    here: str, verdict: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("redline.machine.isa", lambda: here)
+    goal = Goal(name="share", metric="share", comparison=">=", value=3.0, why="", isa="avx512_vnni")
+    assert judge_goal(goal, Figure(2.0, 1.99, 2.01)) == verdict
+    judge_goals({"share": Figure(2.0, 1.99, 2.01)}, [goal])
+    assert (f"on avx512_vnni, here is {here}" in capsys.readouterr().out) is (verdict == "no result")
 
 
 def test_goals_are_readable() -> None:
