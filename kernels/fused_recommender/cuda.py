@@ -47,7 +47,7 @@ def pack(op: Recommender) -> Packed:
     """Raises GraphError where the parts don't fit each other, or a block's share of them into shared memory."""
     chains = [*op.bottoms, op.top]
     _check(op)
-    parts, layers = interaction.pack(op.interaction), mlp.laid_out([layer for layers in chains for layer in layers])
+    parts, layers = interaction.pack(op.interaction), mlp.laid_out(*filter(None, chains))
     row_bytes, taken = _row_bytes(parts), layers.shared_bytes + _dense_bytes(op)
     slots = min(mlp.THREADS // 32, (mlp.SHARED_LIMIT_BYTES - taken) // row_bytes)
     if slots < 1:
