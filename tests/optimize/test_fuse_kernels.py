@@ -235,6 +235,19 @@ def test_what_is_left_and_why(change: Change, why: str) -> None:
         raise AssertionError("; ".join(verdict.why for verdict in refusals))
 
 
+@pytest.mark.parametrize("zero", [np.uint8(0), np.int8(3), None])
+def test_only_a_symmetric_int8_rounding_before_an_activation_vanishes(zero: Any) -> None:
+    """Of uint8 with zero point 0 it is a ReLU of its own."""
+    model = graphs.quantized(LAYERS)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(zero or 0, getattr(zero, "dtype", None)), "other"))
+    for n in model.graph.node:
+        if "o2" in n.input:  # before the sigmoid
+            del n.input[2]
+            n.input.extend([] if zero is None else ["other"])
+    chains, _ = pattern.find(ir.from_proto(model).graph)
+    assert [[link.layer.activation for link in chain] for chain in chains] == [["relu", "relu", "none"]]
+
+
 def test_a_product_of_two_activations_is_none_of_ours() -> None:
     model = helper.make_graph(
         [helper.make_node("MatMul", ["x", "x"], ["y"], name="bmm")],
