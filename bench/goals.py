@@ -34,7 +34,7 @@ class Goal:
     comparison: str  # ">=" or "<="
     value: float
     why: str
-    suite: str = "road"  # who measures it: this module, or redline.kernels.bench for "kernels"
+    suite: str = "road"  # who measures it: this module; "kernels", "recommender": kernels' bench and bench_recommender
 
     def reached_by(self, value: float) -> bool:
         return value >= self.value if self.comparison == ">=" else value <= self.value
