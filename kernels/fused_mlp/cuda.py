@@ -3,22 +3,20 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from redline.errors import GraphError, RequestError
 from redline.kernels.cases import Case
-from redline.kernels.fused_mlp.operator import Activation, Layer, reference
+from redline.kernels.fused_mlp.operator import ACTIVATIONS, Activation, Layer, reference
 from redline.kernels.fused_mlp.shapes import DLRM_TOP, WIDTHS, chain
-from redline.kernels.launch import Kernel, Shape
+from redline.kernels.launch import SHARED_LIMIT_BYTES, Kernel, Shape
 
 KERNEL = Kernel(Path(__file__).parent / "kernel.cu", "fused_mlp")
 # As in chain.cuh.
 THREADS, ROWS, _STEP = 256, 16, 16
-_ACTIVATIONS = get_args(Activation)  # a number in the plan is a place in it
-SHARED_LIMIT_BYTES = 64 << 10  # what a block may have on every architecture from sm_75 on
 CASES: tuple[tuple[tuple[int, ...], Activation], ...] = (*((w, "none") for w in WIDTHS), (DLRM_TOP, "sigmoid"))
 TOLERANCE = {"none": 0.0, "sigmoid": 1e-5}  # NumPy's exp and C's differ in the last place, all else must not
 
@@ -93,7 +91,7 @@ def _check(layers: Sequence[Layer]) -> None:
 
 def _plan(layer: Layer) -> tuple[int, int, int]:
     n, k = layer.weight.shape
-    return k, n, _ACTIVATIONS.index(layer.activation)
+    return k, n, ACTIVATIONS.index(layer.activation)
 
 
 def _pack_weight(weight: NDArray[np.int8]) -> NDArray[np.int8]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from redline.errors import RequestError
 from redline.kernels.common.formats import format_code
 from redline.kernels.embedding_interaction.operator import Interaction
-from redline.kernels.fused_mlp.operator import Activation, Layer
+from redline.kernels.fused_mlp.operator import ACTIVATIONS, Layer
 from redline.kernels.fused_recommender.operator import Recommender
 
 _DECLARED = """
@@ -35,7 +35,6 @@ bool redline_fused_recommender_run(RedlineFusedRecommender*, RedlineIds, const f
                                    float* y, char* why, int64_t why_size);
 void redline_fused_recommender_free(RedlineFusedRecommender*);
 """
-_ACTIVATIONS: dict[Activation, int] = {"none": 0, "relu": 1, "sigmoid": 2}
 _FLOAT32, _INT64, _INT32 = np.dtype(np.float32), np.dtype(np.int64), np.dtype(np.int32)
 
 
@@ -91,7 +90,7 @@ class FusedRecommender:
                     self._pointer("float[]", x.bias),
                     *x.weight.shape,
                     x.input_scale,
-                    _ACTIVATIONS[x.activation],
+                    ACTIVATIONS.index(x.activation),
                     format_code(x.weight.dtype),
                 )
                 for x in layers

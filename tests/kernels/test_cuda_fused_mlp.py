@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +14,11 @@ from redline.errors import GraphError, RequestError
 from redline.kernels.check import on_host
 from redline.kernels.fused_mlp import cuda
 from redline.kernels.fused_mlp.cuda import CASES, TOLERANCE
-from redline.kernels.fused_mlp.operator import Activation, Layer, reference
+from redline.kernels.fused_mlp.operator import ACTIVATIONS, Activation, Layer, reference
 from redline.kernels.fused_mlp.shapes import DLRM_TOP, chain
 from redline.kernels.fused_mlp.shapes import ROWS as SHARED_ROWS
 from redline.kernels.host.run import ORDERS, Counts, Order
-from redline.kernels.launch import launch
+from redline.kernels.launch import SHARED_LIMIT_BYTES, launch
 
 ROWS = cuda.ROWS + 3  # a tile and a tail
 every_chain = pytest.mark.parametrize(("widths", "last"), CASES, ids=str)
@@ -96,7 +96,7 @@ def test_bytes_read_are_those_of_the_roofline() -> None:
 def test_a_chain_too_wide_for_shared_memory_is_refused() -> None:
     with pytest.raises(GraphError, match="together 4096 wide, this chain's are 16 and 4096"):
         cuda.pack(chain((16, 4096, 16)))
-    assert cuda.pack(chain((16, 4080, 16))).shared_bytes == cuda.SHARED_LIMIT_BYTES
+    assert cuda.pack(chain((16, 4080, 16))).shared_bytes == SHARED_LIMIT_BYTES
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_request_that_does_not_fit_is_refused(x: NDArray[Any]) -> None:
 
 
 def test_activations_are_numbered_as_in_the_kernel() -> None:
-    assert get_args(Activation) == ("none", "relu", "sigmoid")
+    assert ACTIVATIONS == ("none", "relu", "sigmoid")
     source = cuda.KERNEL.source.with_name("chain.cuh").read_text()
     assert "RELU = 1, SIGMOID = 2" in source
     assert "THREADS = 256, ROWS = 16," in source
