@@ -35,7 +35,7 @@ class Goal:
     value: float
     why: str
     isa: str = "portable"  # the least that it is meant for: on a weaker CPU there is no result
-    suite: str = "road"  # who measures it: this module, or redline.kernels.bench for "kernels"
+    suite: str = "road"  # who measures it: this module; "kernels", "recommender": kernels' bench and bench_recommender
 
     def reached_by(self, value: float) -> bool:
         return value >= self.value if self.comparison == ">=" else value <= self.value

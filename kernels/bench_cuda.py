@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from redline.errors import MeasurementError, MissingError, RedlineError, UsageError
-from redline.kernels.cases import brought
 from redline.kernels.launch import need_driver
+from redline.kernels.operators import brought
 from redline.kernels.works import Work
 
 _ROUNDS, _WARM_UP = 50, 5

@@ -1,7 +1,7 @@
 """Builds the CPU kernels: one library per instruction set, `python -m redline.kernels.build`.
 
 A library holds every operator: as ONNX Runtime custom operators and behind plain C entries. It lies in the cache under
-the hash of its sources, flags and compiler, and appears there in one rename.
+its fingerprint, and appears there in one rename.
 """
 
 import hashlib
@@ -65,17 +65,26 @@ def _compiler_version(compiler: str) -> str:
     return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
 
 
+def fingerprint(isa: str) -> str:
+    """Of all that an ISA's library is made from: sources, flags, compiler, and the machine that it builds for.
+
+    Raises:
+        MissingError: no compiler.
+    """
+    line = command(isa)
+    digest = hashlib.sha256(f"{line} {_compiler_version(line[0])} {platform.machine()}".encode())
+    for path in [*sources(), *sorted(_ROOM.glob("*/*.h"))]:
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:32]
+
+
 def library(isa: str) -> Path:
     """The library for an ISA, built now or before.
 
     Raises:
         MissingError: no compiler, or one that can't build it.
     """
-    line = command(isa)
-    digest = hashlib.sha256(f"{line} {_compiler_version(line[0])}".encode())
-    for path in [*sources(), *sorted(_ROOM.glob("*/*.h"))]:
-        digest.update(path.name.encode() + path.read_bytes())
-    folder = machine.cache_folder() / "kernels" / digest.hexdigest()[:32]
+    line, folder = command(isa), machine.cache_folder() / "kernels" / fingerprint(isa)
     made = folder / file_name(isa)
     if made.exists():
         return made

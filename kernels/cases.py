@@ -1,9 +1,6 @@
-"""What an operator's folder brings to `make kernels`, found by walking the folders, so that nobody lists them."""
+"""What `cases()` of an operator's cuda.py gives to `make kernels`."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +19,3 @@ class Case:
     args: list[Any]
     wanted: NDArray[np.float32]
     allowed: float
-
-
-def brought(module: str, function: str) -> Iterator[Any]:
-    """What function() of every operator's `module`.py gives, in the order of the folders' names."""
-    for path in sorted(Path(__file__).parent.glob(f"*/{module}.py")):
-        yield from getattr(import_module(f"redline.kernels.{path.parent.name}.{module}"), function)()

@@ -5,7 +5,6 @@ python -m redline.kernels.check
 
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redline.errors import BrokenError, MissingError, RedlineError
-from redline.kernels.cases import Case, brought
 from redline.kernels.host.run import ORDERS, Counts, Order, run
 from redline.kernels.launch import Kernel, Shape
 from redline.kernels.nvcc import compile_cuda
+from redline.kernels.operators import brought
 
 
 def on_host(
@@ -25,11 +24,6 @@ def on_host(
     """The answer of a kernel.cu, run on the CPU."""
     counts = run(kernel, shape.grid, shape.block, shape.smem, args, checked=checked, order=order, seed=1)
     return args[-1], counts
-
-
-def cases() -> Iterator[Case]:
-    """Of every operator with a cuda.py, in the order of their names."""
-    yield from brought("cuda", "cases")
 
 
 def _print_resources(source: Path) -> None:
@@ -44,7 +38,7 @@ def _print_resources(source: Path) -> None:
 
 def _run_cases() -> None:
     print(f"{'kernel':26} {'shape':23} order    largest error  read KiB  written KiB  seconds")
-    for case in cases():
+    for case in brought("cuda", "cases"):
         for order in ORDERS:
             started = time.perf_counter()
             y, counts = on_host(case.kernel, case.shape, case.args, order)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Argument = NDArray[Any] | int | float
 Dimensions = tuple[int, int, int]
 Backend = Literal["host", "cuda.core", "pycuda"]
+SHARED_LIMIT_BYTES = 64 << 10  # of shared memory: what a block may have on every architecture from sm_75 on
 _SHARED_UNASKED_BYTES = 48 << 10  # of dynamic shared memory; a kernel must be allowed more
 
 

@@ -4,12 +4,12 @@ A folder here with an `op.cpp` is an operator that ONNX Runtime can run. Its `pa
 does it, and `AFTER` names the operators that come first, whose nodes it builds on.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from redline.kernels.common.formats import Precision
 from redline.verdict import Verdict
@@ -33,9 +33,15 @@ class Pattern(Protocol):
     def fuse(self, graph: "ir.Graph", precision: Precision, /) -> Fused: ...
 
 
-def names() -> tuple[str, ...]:
-    """The operators' folders."""
-    return tuple(sorted(path.parent.name for path in Path(__file__).parent.glob("*/op.cpp")))
+def names(holding: str = "op.cpp") -> tuple[str, ...]:
+    """The operators' folders: those that hold this file."""
+    return tuple(sorted(path.parent.name for path in Path(__file__).parent.glob(f"*/{holding}")))
+
+
+def brought(module: str, function: str) -> Iterator[Any]:
+    """What function() of every operator's `module`.py gives, in the order of the folders' names."""
+    for name in names(f"{module}.py"):
+        yield from getattr(import_module(f"redline.kernels.{name}.{module}"), function)()
 
 
 def patterns() -> list[Pattern]:

@@ -19,7 +19,7 @@ from redline.artifact import file_sha256
 from redline.errors import GraphError, JobError
 from redline.optimize.job import Job
 from redline.optimize.passes import apply, retrains, writes
-from redline.optimize.passes.registry import code
+from redline.optimize.passes.registry import built_with, code
 from redline.optimize.recipe import Recipe
 from redline.tensors import Arrays
 from redline.verdict import Verdict
@@ -159,6 +159,8 @@ def build(recipe: Recipe, source: Source, cache: Cache) -> Candidate:
         key = {"pass": type(step).__name__, **asdict(step), "before": _digest(key)}
         if rooms := code(step):
             key["code"] = machine.code_sha256(*rooms)
+        if tools := built_with(step):
+            key["built_with"] = tools
 
         def make(out: Path, step: Any = step, before: Path | None = before) -> None:
             said: Verdict = apply(step, before, source, out / "model" / writes(step))

@@ -24,12 +24,12 @@ constexpr int kLanes = 8, kTileRows = 6;
 constexpr int kLanes = 4, kTileRows = 4;
 #endif
 
-template <class T, int kLanes>
+template <class T, int kCount>
 struct VectorOf {
-  typedef T type __attribute__((vector_size(sizeof(T) * kLanes)));
+  typedef T type __attribute__((vector_size(sizeof(T) * kCount)));
 };
-template <class T, int kLanes>
-using Vector = typename VectorOf<T, kLanes>::type;
+template <class T, int kCount>
+using Vector = typename VectorOf<T, kCount>::type;
 
 template <class V, class T>
 inline V load(const T* from) {

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import numpy as np
 
 Precision = Literal["int8", "bf16", "fp32"]
-# In the order of kernel.h's RedlineFormat.
+# In the order of api.h's RedlineFormat.
 _DTYPES: dict[Precision, str] = {"int8": "int8", "bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -24,5 +24,5 @@ def precision_of(dtype: np.dtype[Any]) -> Precision:
 
 
 def format_code(dtype: np.dtype[Any]) -> int:
-    """kernel.h's RedlineFormat."""
+    """api.h's RedlineFormat."""
     return list(_DTYPES).index(precision_of(dtype))

@@ -12,10 +12,9 @@ from redline.errors import GraphError, RequestError
 from redline.kernels.cases import Case
 from redline.kernels.embedding_interaction import shapes
 from redline.kernels.embedding_interaction.operator import Floats, Interaction, reference, stored
-from redline.kernels.launch import Kernel, Shape
+from redline.kernels.launch import SHARED_LIMIT_BYTES, Kernel, Shape
 
 SOURCE = Path(__file__).parent / "kernel.cu"
-SHARED_LIMIT_BYTES = 64 << 10  # what a block may have on every architecture from sm_75 on
 CHUNK_BYTES = 16  # as in interaction.cuh
 _WARPS = 8  # of a block at most; a row each
 NO_FAULT = np.iinfo(np.int64).max

@@ -3,10 +3,11 @@
 // Answers are those of operator.py to the bit (interaction.cuh). A device can't throw: `fault` names the first id that
 // no table has, and its row's answer is of no meaning.
 //
-// Roofline: a row reads tables · (dim · 1 or 4 + 8) bytes, rows of tables at random, and writes 4 · (leads · dim +
-// pairs). A pair's dot reads one vector from shared memory, the other is its neighbors' too: 16 bytes a lane for 4 dp4a
-// (int8) or 8 roundings (fp32). 26 tables of 32 and a dense vector, 351 pairs: 2.8 KB (int8) or 5.2 KB of memory
-// against 11 or 45 KB of shared memory, which moves 128 bytes a clock and SM. Bound by memory in int8, by both in fp32.
+// Roofline: a row reads, a table, an id of 8 bytes and at random a row of dim + 4 (int8: its scale) or 4 · dim, and
+// writes 4 · (leads · dim + pairs). A pair's dot reads one vector from shared memory, the other is its neighbors' too:
+// 16 bytes a lane for 4 dp4a (int8) or 8 roundings (fp32). 26 tables of 32 and a dense vector, 351 pairs: 2.8 KB (int8)
+// or 5.2 KB of memory against 11 or 45 KB of shared memory, which moves 128 bytes a clock and SM. Bound by memory in
+// int8, by both in fp32.
 #include "interaction.cuh"
 
 // ids to places, and the numbers: see Interaction · dense [rows, dense_count, dim] · fault [1], at first the largest

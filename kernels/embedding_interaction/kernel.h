@@ -2,7 +2,7 @@
 #pragma once
 #include <stdint.h>
 
-#include "../fused_mlp/kernel.h"  // REDLINE_API
+#include "../common/api.h"
 
 struct RedlineInteraction {
   const void* rows;         // [all, dim], every table below the other; int8, bfloat16 or float

@@ -38,8 +38,8 @@ RedlineInteraction read_interaction(const ort::Api& api, const ort::KernelInfo* 
 RedlineIds read_ids(const ort::Api& api, const ort::KernelContext* context, int64_t columns, int64_t* rows) {
   const ort::Value* ids = api.input(context, 0);
   const auto shape = api.shape(ids);
-  const int64_t width = shape.size() == 1 ? 1 : shape.size() == 2 ? shape[1] : 0;
-  if (width < columns)
+  const int64_t width = shape.size() == 2 ? shape[1] : 1;
+  if (shape.empty() || shape.size() > 2 || width < columns)
     throw std::invalid_argument("ids " + words(shape) + ", wanted [rows, " + std::to_string(columns) + "]");
   const int type = api.type(ids);
   if (type != ort::kInt32 && type != ort::kInt64) throw std::invalid_argument("ids must be int32 or int64");

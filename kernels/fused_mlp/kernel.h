@@ -3,9 +3,8 @@
 #pragma once
 #include <stdint.h>
 
-#define REDLINE_API extern "C" __attribute__((visibility("default")))
+#include "../common/api.h"
 
-enum RedlineFormat { kRedlineInt8 = 0, kRedlineBf16 = 1, kRedlineFp32 = 2 };
 enum RedlineActivation { kRedlineNone = 0, kRedlineRelu = 1, kRedlineSigmoid = 2 };
 
 struct RedlineLayer {
@@ -15,7 +14,7 @@ struct RedlineLayer {
   int64_t n, k;
   float input_scale;   // of the int8 numbers that enter, INT8 only
   int32_t activation;  // sigmoid: of the last layer only
-  int32_t format;      // the same in all layers
+  int32_t format;      // RedlineFormat, the same in all layers
 };
 
 struct RedlineFusedMlp;

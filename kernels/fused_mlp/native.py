@@ -1,16 +1,16 @@
-"""The C entry of FusedMlp from Python, without ONNX Runtime: for tests and the benchmark's roofline."""
+"""The C entry of FusedMlp from Python, without ONNX Runtime, for tests; and Peak, the roofline of every figure."""
 
 import ctypes
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from redline.kernels.common.formats import Precision, dtype_of, format_code
-from redline.kernels.fused_mlp.operator import Activation, Layer
+from redline.kernels.fused_mlp.operator import ACTIVATIONS, Layer
 from redline.tensors import Arrays
 
 
@@ -63,7 +63,7 @@ class FusedMlp:
                     *(a.ctypes.data for a in arrays),
                     *x.weight.shape,
                     x.input_scale,
-                    get_args(Activation).index(x.activation),
+                    ACTIVATIONS.index(x.activation),
                     format_code(x.weight.dtype),
                 )
                 for x, arrays in zip(layers, held, strict=True)

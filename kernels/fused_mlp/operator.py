@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 NAME = "FusedMlp"
 MAX_K = 131_071  # 128 * 128 * k stays in int32
 Activation = Literal["none", "relu", "sigmoid"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)  # one's number, here and in the kernels, is its place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,7 +80,7 @@ def constants(layers: Sequence[Layer]) -> dict[str, NDArray[Any]]:
     """The node's inputs after x, in order."""
     found: dict[str, NDArray[Any]] = {
         "input_scales": np.array([layer.input_scale for layer in layers], np.float32),
-        "activations": np.array([get_args(Activation).index(layer.activation) for layer in layers], np.int64),
+        "activations": np.array([ACTIVATIONS.index(layer.activation) for layer in layers], np.int64),
     }
     for i, layer in enumerate(layers):
         found |= {

@@ -3,8 +3,8 @@
     int8        x → Q → DQ → Gemm | MatMul (+ Add) of a dequantized weight → [Q → DQ] → [Relu | Sigmoid] → Q → DQ → …
     bf16, fp32  x → Gemm | MatMul (+ Add) of a float32 weight → [Relu | Sigmoid] → …
 
-The Q/DQ between a product and its activation vanishes: it only rounded what now stays in registers, so a fused node
-lies a little nearer to the source model than the Q/DQ graph does.
+The Q/DQ between a product and its activation vanishes: it rounded what now stays in registers, and saturated it at the
+calibrated range, so a fused node lies a little nearer to the source model than the Q/DQ graph does.
 """
 
 from collections.abc import Callable
@@ -194,12 +194,17 @@ def _apart(a: Link, b: Link) -> str:
 
 
 def _unrounded(value: "ir.Value") -> "ir.Value":
-    """Past a Q/DQ that only rounds; one that feeds a product is that product's own."""
+    """Past a Q/DQ that only rounds and saturates at its range; one that feeds a product is that product's own. One of
+    uint8 is none: with zero point 0 it would be a ReLU."""
     quantize = only_use(value)
     if quantize is None or quantize.op_type != "QuantizeLinear":
         return value
     dequantize = only_use(quantize.outputs[0])
     if dequantize is None or dequantize.op_type != "DequantizeLinear":
         return value
+    for step in (quantize, dequantize):
+        zero = constant(step.inputs[2]) if len(step.inputs) > 2 else None
+        if zero is None or zero.dtype != np.int8 or zero.any():
+            return value
     after = dequantize.outputs[0]
     return value if any(use.node.op_type in _PRODUCTS for use in after.uses()) else after

@@ -16,7 +16,7 @@ from redline.kernels.embedding_interaction.operator import Floats
 from redline.kernels.fused_mlp import cuda as mlp
 from redline.kernels.fused_recommender import shapes
 from redline.kernels.fused_recommender.operator import Recommender, reference
-from redline.kernels.launch import Kernel, Shape
+from redline.kernels.launch import SHARED_LIMIT_BYTES, Kernel, Shape
 
 SOURCE = Path(__file__).parent / "kernel.cu"
 TOLERANCE = 1e-5  # the sigmoid's exp
@@ -47,12 +47,12 @@ def pack(op: Recommender) -> Packed:
     """Raises GraphError where the parts don't fit each other, or a block's share of them into shared memory."""
     chains = [*op.bottoms, op.top]
     _check(op)
-    parts, layers = interaction.pack(op.interaction), mlp.laid_out([layer for layers in chains for layer in layers])
+    parts, layers = interaction.pack(op.interaction), mlp.laid_out(*filter(None, chains))
     row_bytes, taken = _row_bytes(parts), layers.shared_bytes + _dense_bytes(op)
-    slots = min(mlp.THREADS // 32, (mlp.SHARED_LIMIT_BYTES - taken) // row_bytes)
+    slots = min(mlp.THREADS // 32, (SHARED_LIMIT_BYTES - taken) // row_bytes)
     if slots < 1:
         raise GraphError(
-            f"FusedRecommender on CUDA has {mlp.SHARED_LIMIT_BYTES} bytes of shared memory a block: {mlp.ROWS} rows of "
+            f"FusedRecommender on CUDA has {SHARED_LIMIT_BYTES} bytes of shared memory a block: {mlp.ROWS} rows of "
             f"two layers' inputs take {layers.shared_bytes}, of {len(op.bottoms)} dense vectors {_dense_bytes(op)}, a "
             f"row's {len(op.interaction.vectors)} vectors {row_bytes}"
         )

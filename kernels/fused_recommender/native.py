@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from redline.errors import RequestError
 from redline.kernels.common.formats import format_code
 from redline.kernels.embedding_interaction.operator import Interaction
-from redline.kernels.fused_mlp.operator import Activation, Layer
+from redline.kernels.fused_mlp.operator import ACTIVATIONS, Layer
 from redline.kernels.fused_recommender.operator import Recommender
 
 _DECLARED = """
@@ -35,7 +35,6 @@ bool redline_fused_recommender_run(RedlineFusedRecommender*, RedlineIds, const f
                                    float* y, char* why, int64_t why_size);
 void redline_fused_recommender_free(RedlineFusedRecommender*);
 """
-_ACTIVATIONS: dict[Activation, int] = {"none": 0, "relu": 1, "sigmoid": 2}
 _FLOAT32, _INT64, _INT32 = np.dtype(np.float32), np.dtype(np.int64), np.dtype(np.int32)
 
 
@@ -51,7 +50,7 @@ class FusedRecommender:
         """Raises ValueError where the parts don't fit."""
         ffi = _ffi()
         self._library = ffi.dlopen(str(library))
-        self._held: list[Any] = []  # what the kernel refers to
+        self._held: list[Any] = []  # until it is packed
         config = ffi.new("RedlineRecommender*")
         config.interaction = self._interaction(op.interaction)
         bottoms = ffi.new("RedlineChain[]", [self._chain(layers) for layers in op.bottoms])
@@ -61,7 +60,8 @@ class FusedRecommender:
         if made == ffi.NULL:
             raise ValueError(ffi.string(why).decode())
         self._made = ffi.gc(made, self._library.redline_fused_recommender_free)
-        self._op, self._columns, self._widths, self._n = op, op.columns, op.dense_widths, op.n
+        self._held.clear()
+        self._squeeze, self._columns, self._widths, self._n = op.squeeze, op.columns, op.dense_widths, op.n
 
     def _pointer(self, kind: str, array: NDArray[Any]) -> Any:
         self._held.append(_ffi().from_buffer(kind, np.ascontiguousarray(array)))
@@ -91,7 +91,7 @@ class FusedRecommender:
                     self._pointer("float[]", x.bias),
                     *x.weight.shape,
                     x.input_scale,
-                    _ACTIVATIONS[x.activation],
+                    ACTIVATIONS.index(x.activation),
                     format_code(x.weight.dtype),
                 )
                 for x in layers
@@ -114,7 +114,7 @@ class FusedRecommender:
         for x, width in zip(dense, self._widths, strict=True):
             if x.dtype != _FLOAT32 or x.shape != (rows, width):
                 raise RequestError(f"dense input: wanted float32 [{rows}, {width}], got {x.dtype} {list(x.shape)}")
-        y = np.empty(rows if self._op.squeeze else (rows, self._n), np.float32)
+        y = np.empty(rows if self._squeeze else (rows, self._n), np.float32)
         held = [ffi.from_buffer("float[]", np.ascontiguousarray(x)) for x in dense]
         asked = ffi.from_buffer(np.ascontiguousarray(ids))
         why = ffi.new("char[]", 256)

@@ -18,7 +18,7 @@ from redline.kernels import operators
 from redline.kernels.embedding_interaction import operator as interaction
 from redline.kernels.embedding_interaction.operator import Floats, Interaction
 from redline.kernels.fused_mlp import operator as mlp
-from redline.kernels.fused_mlp.operator import Activation, Layer
+from redline.kernels.fused_mlp.operator import ACTIVATIONS, Layer
 
 if TYPE_CHECKING:
     import onnx
@@ -76,13 +76,12 @@ def from_constants(arrays: Sequence[NDArray[Any]], *, squeeze: bool) -> Recommen
 
 def _layer(weights: Sequence[NDArray[Any]], input_scale: Any, code: Any) -> Layer:
     weight, weight_scale, bias = weights
-    activations: tuple[Activation, ...] = ("none", "relu", "sigmoid")
     return Layer(
         weight=weight,
         weight_scale=weight_scale,
         bias=bias,
         input_scale=float(input_scale),
-        activation=activations[int(code)],
+        activation=ACTIVATIONS[int(code)],
     )
 
 

@@ -44,7 +44,7 @@ def cases(precision: Precision = "int8", tables: Precision | None = None) -> lis
 
 
 def dlrm(precision: Precision = "int8") -> Recommender:
-    """26 tables of 10,000 rows, 13 dense features: the benchmark's."""
+    """26 tables of 10,000 rows, 13 dense features: as job.py's, with random weights of its own."""
     found = interactions.of((10_000,) * 26, 32, (-1, *range(26)), (0,), std=0.2)
     return of(found, [(13, 256, 128, 32)], (512, 256, 128, 1), precision=precision)
 

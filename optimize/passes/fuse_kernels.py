@@ -36,8 +36,12 @@ class FuseKernels:
         "kernels/build.py",
         "kernels/operators.py",
         "kernels/common",
-        *(f"kernels/{name}" for name in operators.names()),
+        *(f"kernels/{name}/{file}.py" for name in operators.names() for file in ("operator", "pattern")),
     )
+
+    def built_with(self) -> dict[str, str]:
+        """The libraries: their C++, and the compiler."""
+        return {isa: build.fingerprint(isa) for isa in build.isas()}
 
 
 @apply.register(FuseKernels)

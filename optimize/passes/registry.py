@@ -1,5 +1,6 @@
 """How a pass is applied: the type of its config selects the function (functools.singledispatch)."""
 
+from collections.abc import Callable
 from functools import singledispatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -31,6 +32,12 @@ def retrains(config: Pass) -> bool:
 def code(config: Pass) -> tuple[str, ...]:
     """What else of Redline's own code the pass's result depends on (`CODE`), beside `optimize/passes`."""
     return tuple(getattr(type(config), "CODE", ()))
+
+
+def built_with(config: Pass) -> dict[str, str]:
+    """What its result depends on beside code and the step before: tools, say; if its class tells (`built_with`)."""
+    tell: Callable[[], dict[str, str]] = getattr(config, "built_with", dict)
+    return tell()
 
 
 @singledispatch

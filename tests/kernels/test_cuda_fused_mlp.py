@@ -1,23 +1,24 @@
 """kernels/fused_mlp/kernel.cu against its reference: on the CPU always, on a GPU where there is one."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import get_args
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from redline.errors import GraphError
+from redline.errors import GraphError, RequestError
 from redline.kernels.check import on_host
 from redline.kernels.fused_mlp import cuda
 from redline.kernels.fused_mlp.cuda import CASES, TOLERANCE
-from redline.kernels.fused_mlp.operator import Activation, Layer, reference
+from redline.kernels.fused_mlp.operator import ACTIVATIONS, Activation, Layer, reference
 from redline.kernels.fused_mlp.shapes import DLRM_TOP, chain
 from redline.kernels.fused_mlp.shapes import ROWS as SHARED_ROWS
 from redline.kernels.host.run import ORDERS, Counts, Order
-from redline.kernels.launch import launch
+from redline.kernels.launch import SHARED_LIMIT_BYTES, launch
 
 ROWS = cuda.ROWS + 3  # a tile and a tail
 every_chain = pytest.mark.parametrize(("widths", "last"), CASES, ids=str)
@@ -47,14 +48,6 @@ def test_any_number_of_rows(rows: int) -> None:
     layers, x = chain((13, 256, 128, 32)), rows_of(rows, 13)
     y, _ = fused_mlp_on_host(x, layers, "random", checked=False)
     np.testing.assert_array_equal(y, reference(x, layers))
-
-
-def test_a_sigmoid_between_layers() -> None:
-    """Its last place may move what is quantized next by one step: the answer by a step times a weight."""
-    layers = [replace(layer, activation="sigmoid") for layer in chain((31, 33, 17))]
-    x = rows_of(ROWS, 31)
-    y, _ = fused_mlp_on_host(x, layers, "forward")
-    np.testing.assert_allclose(y, reference(x, layers), rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("k", [1, 15, 16, 17, 1024])
@@ -103,11 +96,49 @@ def test_bytes_read_are_those_of_the_roofline() -> None:
 def test_a_chain_too_wide_for_shared_memory_is_refused() -> None:
     with pytest.raises(GraphError, match="together 4096 wide, this chain's are 16 and 4096"):
         cuda.pack(chain((16, 4096, 16)))
-    assert cuda.pack(chain((16, 4080, 16))).shared_bytes == cuda.SHARED_LIMIT_BYTES
+    assert cuda.pack(chain((16, 4080, 16))).shared_bytes == SHARED_LIMIT_BYTES
+
+
+@pytest.mark.parametrize(
+    ("i", "change", "why"),
+    [
+        (1, {"weight": np.zeros((3, 6), np.int8)}, "layer 1: takes 6 numbers, the layer before gives 7"),
+        (0, {"weight": np.zeros((7, 5), np.float32)}, "layer 0: weight of float32, on CUDA it must be int8"),
+        (0, {"weight": np.zeros(7, np.int8)}, r"layer 0: wanted int8 weight \[n, k\], .*, got int8 \[7\], "),
+        (1, {"weight_scale": np.ones(2, np.float32)}, r"layer 1: wanted .*, got int8 \[3, 7\], float32 \[2\], "),
+        (1, {"bias": np.ones(4, np.float32)}, r"layer 1: wanted .*\[3\], float32 \[4\]$"),
+        (1, {"bias": np.ones(3)}, r"layer 1: wanted .*\[3\], float64 \[3\]$"),
+        (0, {"input_scale": 0.0}, "layer 0: input scale must be finite and above 0, got 0.0"),
+        (1, {"input_scale": np.inf}, "layer 1: input scale must be finite and above 0, got inf"),
+        (1, {"input_scale": np.nan}, "layer 1: input scale must be finite and above 0, got nan"),
+        (0, {"activation": "sigmoid"}, r"layer 0: activation sigmoid \(a sigmoid ends a chain\)"),
+    ],
+)
+def test_a_chain_that_does_not_fit_is_refused(i: int, change: dict[str, Any], why: str) -> None:
+    layers = chain((5, 7, 3))
+    layers[i] = replace(layers[i], **change)
+    with pytest.raises(GraphError, match=f"^FusedMlp: {why}"):
+        cuda.pack(layers)
+
+
+def test_no_layers_are_refused() -> None:
+    with pytest.raises(GraphError, match="FusedMlp: no layers"):
+        cuda.pack([])
+
+
+@pytest.mark.parametrize(
+    "x",
+    [np.zeros((2, 4), np.float32), np.zeros((2, 5)), np.zeros(5, np.float32), np.zeros((), np.float32)],
+    ids=lambda x: f"{x.dtype}{list(x.shape)}",
+)
+def test_a_request_that_does_not_fit_is_refused(x: NDArray[Any]) -> None:
+    why = f"x: wanted float32 [rows, 5], got {x.dtype} {list(x.shape)}"
+    with pytest.raises(RequestError, match=re.escape(why)):
+        cuda.arguments(x, cuda.pack(chain((5, 7, 3))))
 
 
 def test_activations_are_numbered_as_in_the_kernel() -> None:
-    assert get_args(Activation) == ("none", "relu", "sigmoid")
+    assert ACTIVATIONS == ("none", "relu", "sigmoid")
     source = cuda.KERNEL.source.with_name("chain.cuh").read_text()
     assert "RELU = 1, SIGMOID = 2" in source
     assert "THREADS = 256, ROWS = 16," in source

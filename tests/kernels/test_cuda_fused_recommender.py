@@ -130,8 +130,9 @@ def test_parts_that_do_not_fit() -> None:
         (replace(op, top=mlps.chain((9, 1))), "the top MLP takes 9 numbers, the interaction gives 6"),
         (replace(op, bottoms=[mlps.chain((3, 4))]), "dense vector 0 is 4 wide, the tables are 5"),
         (replace(op, bottoms=[]), "0 bottoms for 1 dense vectors"),
+        (replace(op, top=[op.top[0], *op.top]), "layer 1: takes 6 numbers, the layer before gives 7"),
     ):
-        with pytest.raises(GraphError, match=f"FusedRecommender: {why}"):
+        with pytest.raises(GraphError, match=f"^Fused(Mlp|Recommender): {why}"):
             cuda.pack(wrong)
     with pytest.raises(RequestError, match=r"wanted float32 \[5, 3\], got float32 \[5, 5\]"):
         cuda.arguments(*interactions.request(op.interaction, 5), cuda.pack(op))

@@ -1,6 +1,7 @@
 """EmbeddingInteraction on the CPU: the reference's answers on every ISA, INT8's to the bit, in any company; ids that no
 table has."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -168,3 +169,19 @@ def test_shapes_that_do_not_fit(tmp_path: Path) -> None:
         engine.infer(inputs(ids, [dense[0][:, :16], dense[1]]))
     with pytest.raises(Exception, match=r"\[4, 17\], wanted \[5, 17\]"):
         engine.infer(inputs(ids, [dense[0], dense[1][:4]]))
+
+
+@pytest.mark.parametrize("shape", [(), (5, 1, 1)])
+def test_ids_of_too_few_or_too_many_axes(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Where no table asks for a column, either."""
+    vectors = np.array([-1, -2], np.int64)
+    op = replace(shapes.interaction(1), tables=np.zeros((0, 3), np.int64), vectors=vectors)
+    model = graphs.fused(op)
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    shutil.copyfile(build.library(RUNNABLE[-1]), tmp_path / build.file_name(RUNNABLE[-1]))
+    onnx.save(model, tmp_path / "model.onnx")
+    engine = engines.load("onnxruntime", tmp_path / "model.onnx", {})
+    dense = [np.ones((5, 5), np.float32)] * 2
+    np.testing.assert_array_equal(engine.infer(inputs(np.zeros((5, 0), np.int64), dense))["y"][:, -1], 5)
+    with pytest.raises(Exception, match=re.escape(f"ids {list(shape)}, wanted [rows, 0]")):
+        engine.infer(inputs(np.zeros(shape, np.int64), dense))

@@ -13,6 +13,7 @@ from redline.kernels import check, nvcc
 from redline.kernels.host.compile import source_hash
 from redline.kernels.launch import Kernel
 from redline.kernels.nvcc import Resources, compile_cuda, find_nvcc, parse_ptxas
+from redline.kernels.operators import brought
 
 ARCHITECTURES = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"]
 SOURCES = sorted(Path(nvcc.__file__).parent.glob("*/kernel.cu"))
@@ -180,7 +181,9 @@ def test_the_order_in_which_nvcc_is_looked_for(tmp_path: Path, monkeypatch: pyte
 
 def test_every_cu_brings_its_cases() -> None:
     """And no folder is named anywhere."""
-    assert {case.kernel.source.resolve() for case in check.cases()} == {source.resolve() for source in SOURCES}
+    assert {case.kernel.source.resolve() for case in brought("cuda", "cases")} == {
+        source.resolve() for source in SOURCES
+    }
     assert not [source for source in SOURCES if source.parent.name in Path(check.__file__).read_text()]
 
 

@@ -17,7 +17,7 @@ from redline.kernels.fused_recommender import shapes as recommenders
 
 RUNNABLE = [isa for isa in build.isas() if not machine.weaker(machine.isa(), isa)]
 ROOM = Path(build.__file__).parent
-FORMATS = range(3)  # as kernel.h's RedlineFormat
+FORMATS = range(3)  # as api.h's RedlineFormat
 PROGRAM = Path(__file__).with_name("odd_shapes.cpp")
 
 

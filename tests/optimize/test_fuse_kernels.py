@@ -21,6 +21,7 @@ from redline.optimize import judge
 from redline.optimize.build import Cache, Source
 from redline.optimize.build import build as build_candidate
 from redline.optimize.passes import FuseKernels, apply
+from redline.optimize.passes.registry import built_with, code
 from redline.optimize.recipe import EXPERT, choose, recipe_from_json
 from redline.runtimes import engines
 
@@ -234,6 +235,19 @@ def test_what_is_left_and_why(change: Change, why: str) -> None:
         raise AssertionError("; ".join(verdict.why for verdict in refusals))
 
 
+@pytest.mark.parametrize("zero", [np.uint8(0), np.int8(3), None])
+def test_only_a_symmetric_int8_rounding_before_an_activation_vanishes(zero: Any) -> None:
+    """Of uint8 with zero point 0 it is a ReLU of its own."""
+    model = graphs.quantized(LAYERS)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(zero or 0, getattr(zero, "dtype", None)), "other"))
+    for n in model.graph.node:
+        if "o2" in n.input:  # before the sigmoid
+            del n.input[2]
+            n.input.extend([] if zero is None else ["other"])
+    chains, _ = pattern.find(ir.from_proto(model).graph)
+    assert [[link.layer.activation for link in chain] for chain in chains] == [["relu", "relu", "none"]]
+
+
 def test_a_product_of_two_activations_is_none_of_ours() -> None:
     model = helper.make_graph(
         [helper.make_node("MatMul", ["x", "x"], ["y"], name="bmm")],
@@ -285,5 +299,51 @@ def test_changed_kernels_are_built_anew(source: Source, steps: Path, monkeypatch
     real, cache = machine.code_sha256, Cache(steps / "steps")
     before = build_candidate(EXPERT[0], source, cache).model
     assert build_candidate(EXPERT[0], source, cache).model == before
-    monkeypatch.setattr(machine, "code_sha256", lambda *rooms: real(*rooms) + "changed" * ("kernels/common" in rooms))
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "code_sha256", lambda *rooms: real(*rooms) + "changed" * ("kernels/common" in rooms))
+        assert build_candidate(EXPERT[0], source, cache).model != before
+    monkeypatch.setattr(FuseKernels, "built_with", lambda _: {"avx2": "another compiler's"})
     assert build_candidate(EXPERT[0], source, cache).model != before
+
+
+@pytest.mark.parametrize("edited", ["pattern.py", "kernel.cpp", "layer.h"])
+def test_what_the_pass_reads_is_in_its_key(edited: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert key() != _key_with(edited, monkeypatch)
+
+
+@pytest.mark.parametrize("edited", ["rivals.py", "cuda.py", "native.py", "shapes.py", "kernel.cu"])
+def test_what_it_does_not_read_builds_nothing_anew(edited: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert key() == _key_with(edited, monkeypatch)
+
+
+def test_another_compiler_or_machine_builds_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their libraries would be others: a newer g++ of the same name, and an arm machine on the same cache."""
+    keys = [key()]
+    compiler = tmp_path / "c++"
+    for version in ("g++ 12", "g++ 13"):
+        compiler.write_text(f"#!/bin/sh\necho {version}\n")
+        compiler.chmod(0o755)
+        monkeypatch.setenv("CXX", str(compiler))
+        build._compiler_version.cache_clear()
+        keys.append(key())
+    monkeypatch.setattr(build.platform, "machine", lambda: "aarch64")
+    keys.append(key())
+    assert len(set(map(str, keys))) == 4
+    assert list(keys[-1][1]) == ["portable"]
+    build._compiler_version.cache_clear()
+
+
+def key() -> tuple[str, dict[str, str]]:
+    """What of FuseKernels stands in a step's key."""
+    return machine.code_sha256(*code(FuseKernels())), built_with(FuseKernels())
+
+
+def _key_with(edited: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, dict[str, str]]:
+    """With this file of fused_mlp edited."""
+    read = Path.read_bytes
+
+    def edit(path: Path) -> bytes:
+        return read(path) + b" " * (path.parts[-2:] == ("fused_mlp", edited))
+
+    monkeypatch.setattr(Path, "read_bytes", edit)
+    return key()
