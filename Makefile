@@ -25,7 +25,7 @@ demo: $(READY) ## the whole road on MovieLens: train, optimize, prove, serve on 
 	@$(BIN)/python examples/recommender/train.py
 	@rm -rf $(DEMO)
 	@$(BIN)/redline optimize examples/recommender/job.py --recipes all --out $(DEMO)/artifact --baseline $(DEMO)/baseline
-	@$(BIN)/redline bench $(DEMO)/artifact --engine triton --duration 15s --report $(DEMO)/load
+	@$(BIN)/redline bench $(DEMO)/artifact --engine triton --rate 200 --duration 15s --report $(DEMO)/load
 	@$(BIN)/redline inspect $(DEMO)/artifact
 	@echo "reports        $(DEMO)/artifact/report.html  $(DEMO)/load/report.html"
 
