@@ -15,7 +15,8 @@ def print_outcome(outcome: Outcome, out: Path, *, as_json: bool) -> None:
     console, board, winner = _console(), outcome.board, outcome.winner
     assert winner is not None
     if as_json:
-        print(json.dumps(board.to_json(winner) | {"artifact": str(out), "test": outcome.metric["test"]}))
+        more = {"artifact": str(out), "test": outcome.metric["test"], "hand_tuning": outcome.hand_tuning}
+        print(json.dumps(board.to_json(winner) | more))
         return
     console.print(leaderboard.render(board, winner))
     test = outcome.metric["test"]
