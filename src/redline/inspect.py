@@ -102,7 +102,11 @@ def _evidence(found: Artifact) -> dict[str, str]:
     if scores := m.metric.get("test"):
         facts[f"test {m.metric['name']}"] = f"{scores['source']:.4f} before, {scores['candidate']:.4f} after"
     if m.kind != "llm" and (sla := found.evidence("sla")):
-        rates = {**sla["engines"], "unoptimized": sla["baseline"]} if "baseline" in sla else sla["engines"]
+        rates = dict(sla["engines"])
+        if automatic := sla.get("automatic"):
+            rates[f"best automatic ({automatic['recipe']})"] = automatic
+        if "baseline" in sla:
+            rates["unoptimized"] = sla["baseline"]
         facts["highest rate"] = ", ".join(f"{name} {found['highest_rate']:.0f}/s" for name, found in rates.items())
     return facts | {"proof": f"{m.proof}: {m.proof_why}"}
 
