@@ -8,7 +8,6 @@ the quickest automatic candidate there. Process CPU time of one thread, rounds i
 import copy
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from redline.optimize.recipe import AUTO, BASELINE, EXPERT, Recipe
 from redline.runtimes import engines
 from redline.runtimes.engines import Engine
 from redline.tensors import Arrays, largest_gap
+from redline.verdict import Verdict
 
 ROWS = (1, 100, 512)
 _OURS = "native-int8-fused"
@@ -37,14 +37,6 @@ _MOVIELENS = Path(__file__).resolve().parents[1] / "examples" / "recommender" / 
 _CORRELATION, _MEAN, _WORST = 0.995, 0.01, 0.05  # least, largest, largest: against fp32 over 65,536 rows
 _DIFFERS = {"synthetic-dlrm": _WORST}  # on a timed input
 _DIFFERS_ELSE = 0.2  # where a metric has judged
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """Whether a candidate is accurate enough to be compared, and in which words."""
-
-    ok: bool
-    words: str
 
 
 class Compiled:
@@ -68,23 +60,23 @@ class Compiled:
         return {self._output: answer.float().numpy()}
 
 
-def judge_synthetic(engine: Engine) -> Judged:
+def judge_synthetic(engine: Engine) -> Verdict:
     arrays, wanted = synthetic.answered(2)
     blocks = np.split(np.arange(len(wanted)), len(wanted) // ROWS[-1])
     have = np.concatenate([engine.infer({k: a[rows] for k, a in arrays.items()})["score"] for rows in blocks])
     gap, correlation = np.abs(have - wanted), float(np.corrcoef(have, wanted)[0, 1])
     ok = correlation >= _CORRELATION and gap.mean() <= _MEAN and gap.max() <= _WORST
-    return Judged(bool(ok), f"correlation {correlation:.4f}, mean {gap.mean():.4f}, worst {gap.max():.3f}")
+    return Verdict(bool(ok), f"correlation {correlation:.4f}, mean {gap.mean():.4f}, worst {gap.max():.3f}")
 
 
-def judge_by_metric(job: Job) -> Callable[[Engine], Judged]:
+def judge_by_metric(job: Job) -> Callable[[Engine], Verdict]:
     before: list[float] = []
 
-    def judge(engine: Engine) -> Judged:
+    def judge(engine: Engine) -> Verdict:
         score = job.score(engine.infer, "validation")
         before.append(score)  # the source model is judged first
         drop = before[0] - score
-        return Judged(drop <= job.gate.max_drop, f"{job.metric} {score:.4f}, drop {drop:+.4f}")
+        return Verdict(drop <= job.gate.max_drop, f"{job.metric} {score:.4f}, drop {drop:+.4f}")
 
     return judge
 
@@ -98,7 +90,7 @@ def subjects(source: Source, cache: Cache) -> dict[str, Callable[[], Engine]]:
 
 
 def admitted(
-    source: Source, cache: Cache, judge: Callable[[Engine], Judged], requests: Mapping[int, list[Arrays]]
+    source: Source, cache: Cache, judge: Callable[[Engine], Verdict], requests: Mapping[int, list[Arrays]]
 ) -> dict[str, Engine]:
     """Candidates of like accuracy, the source model first; says why each other is none.
 
@@ -116,11 +108,11 @@ def admitted(
             print(f"  {name:24} {e}")
             continue
         judged = judge(engine)
-        print(f"  {name:24} {judged.words}{'' if judged.ok else ': too far off to be compared'}", flush=True)
+        print(f"  {name:24} {judged.why}{'' if judged.ok else ': too far off to be compared'}", flush=True)
         if judged.ok:
             found[name] = engine
         elif name in {r.name for r in EXPERT}:
-            raise MeasurementError(f"{name} is not as accurate as asked: {judged.words}")
+            raise MeasurementError(f"{name} is not as accurate as asked: {judged.why}")
     for name, engine in found.items():
         for request in (request for pool in requests.values() for request in pool):
             have, want = engine.infer(request)[output], found[BASELINE.name].infer(request)[output]
@@ -162,7 +154,7 @@ def table(times: Mapping[str, Times]) -> str:
 
 
 def compare(
-    model: str, source: Source, cache: Cache, judge: Callable[[Engine], Judged], peak: Peak
+    model: str, source: Source, cache: Cache, judge: Callable[[Engine], Verdict], peak: Peak
 ) -> dict[str, Figure]:
     requests = {rows: source.job.real_requests(8, rows) for rows in ROWS}
     print(f"{model}: what each loses, and whether it is compared", flush=True)

@@ -17,16 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redline.bench.stats import ratio_interval
-from redline.errors import MeasurementError, MissingError
+from redline.errors import MeasurementError
 from redline.kernels import operators
 from redline.kernels.common.formats import Precision, precision_of
 from redline.kernels.common.values import constant
 from redline.kernels.fused_mlp.native import Peak
 from redline.optimize.latency import measure
 from redline.optimize.passes import FuseKernels
+from redline.optimize.passes.fuse_kernels import fuse
 from redline.runtimes import engines
 from redline.runtimes.engines import Engine
-from redline.runtimes.engines.libraries import fused_library, usable
+from redline.runtimes.engines.libraries import needed_library
 from redline.tensors import Arrays, largest_gap
 
 if TYPE_CHECKING:
@@ -61,9 +62,7 @@ def gains(before: Path, config: FuseKernels, fused: Path, requests: Mapping[int,
     import onnx_ir as ir
 
     with TemporaryDirectory(prefix="redline-") as scratch:
-        folder, library = Path(scratch), fused_library(fused.parent, None)
-        if library is None:
-            raise MissingError(f"{fused}: no library of fused kernels lies beside it: wanted {' or '.join(usable())}")
+        folder, library, untouched = Path(scratch), needed_library(fused, None), ir.load(before)
         shutil.copyfile(library, folder / library.name)
 
         def load(model: "ir.Model", name: str) -> Engine:
@@ -73,7 +72,7 @@ def gains(before: Path, config: FuseKernels, fused: Path, requests: Mapping[int,
         found = []
         for i, part in enumerate(parts(before, config)):
             inner = [name for name in part.inputs if name not in next(iter(requests.values()))[0]]
-            inside = load(_cut(ir.load(before), [], inner), f"inputs{i}") if inner else None
+            inside = load(_cut(untouched, [], inner), f"inputs{i}") if inner else None
             flowing = {rows: [_flowing(part, inside, request) for request in pool] for rows, pool in requests.items()}
             running = {"fused": load(part.fused, f"fused{i}"), "plain": load(part.plain, f"plain{i}")}
             _agree(part, running, flowing)
@@ -85,15 +84,10 @@ def gains(before: Path, config: FuseKernels, fused: Path, requests: Mapping[int,
 def parts(before: Path, config: FuseKernels) -> Iterator[Part]:
     """Every node that a pattern put into the graph, in the order of the patterns."""
     import onnx_ir as ir
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-    model = ir.load(before)
-    model.opset_imports[operators.DOMAIN] = operators.VERSION
-    model.graph.opset_imports[operators.DOMAIN] = operators.VERSION
+    model, untouched = ir.load(before), ir.load(before)
     known = set[str | None]()
-    for pattern in operators.patterns():
-        pattern.fuse(model.graph, config.precision)
-        RemoveUnusedNodesPass()(model)
+    for _ in fuse(model, config):
         for node in [n for n in model.graph if n.domain == operators.DOMAIN and n.name not in known]:
             known.add(node.name)
             inputs = [value for value in node.inputs if value is not None and constant(value) is None]
@@ -106,7 +100,7 @@ def parts(before: Path, config: FuseKernels) -> Iterator[Part]:
                 operations=_operations(node),
                 precision=_precision(node),
                 fused=_cut(model, names, [output]),
-                plain=_cut(ir.load(before), names, [output]),
+                plain=_cut(untouched, names, [output]),
             )
 
 

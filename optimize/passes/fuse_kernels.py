@@ -7,6 +7,7 @@ compiler knows; the engine picks one when it loads.
 """
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, get_args
@@ -18,6 +19,8 @@ from redline.optimize.passes.registry import apply
 from redline.verdict import Verdict
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from redline.optimize.build import Source
 
 
@@ -44,25 +47,32 @@ class FuseKernels:
         return {isa: build.fingerprint(isa) for isa in build.isas()}
 
 
+def fuse(model: "ir.Model", config: FuseKernels) -> Iterator[operators.Fused]:
+    """Each operator's pattern in turn, what it made superfluous swept; what it did."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    model.opset_imports[operators.DOMAIN] = operators.VERSION
+    for pattern in operators.patterns():
+        fused = pattern.fuse(model.graph, config.precision)
+        RemoveUnusedNodesPass()(model)
+        yield fused
+
+
 @apply.register(FuseKernels)
 def _(config: FuseKernels, before: Path | None, source: "Source", out: Path) -> Verdict:
     before = graph_before(before, "FuseKernels")
     import onnx_ir as ir
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     model = ir.load(before)
     done, left = list[str](), list[str]()
-    for pattern in operators.patterns():
-        fused = pattern.fuse(model.graph, config.precision)
+    for fused in fuse(model, config):
         done += fused.done
         left += [verdict.why for verdict in fused.left]
-        RemoveUnusedNodesPass()(model)
     if not done:
         shutil.copyfile(before, out)
         quantized = config.precision == "int8"
         none = f"no {'quantized ' * quantized}Gemm or MatMul{' (QuantizeStatic first)' * quantized}"
         return Verdict(False, f"left as it was: {'; '.join(left) or none}")
-    model.opset_imports[operators.DOMAIN] = operators.VERSION
     ir.save(model, out)
     for library in build.libraries().values():
         shutil.copyfile(library, out.with_name(library.name))

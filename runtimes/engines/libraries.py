@@ -12,6 +12,14 @@ def usable() -> list[str]:
     return [file_name(isa) for isa in reversed(machine.ISAS) if not machine.weaker(machine.isa(), isa)]
 
 
+def needed_library(model: Path, isa: str | None, engine: str = "onnxruntime") -> Path:
+    """fused_library of a graph that can't run without one; MissingError where none lies beside it."""
+    library = fused_library(model.parent, isa, engine)
+    if library is None:
+        raise MissingError(f"{model}: no library of fused kernels lies beside it: wanted {' or '.join(usable())}")
+    return library
+
+
 def fused_library(folder: Path, isa: str | None, engine: str = "onnxruntime") -> Path | None:
     """The strongest that this CPU can run, or the one forced.
 

@@ -10,12 +10,12 @@ from typing import Any
 import onnx
 from onnx import numpy_helper
 
-from redline.errors import GraphError, MissingError, RequestError, UsageError
+from redline.errors import GraphError, RequestError, UsageError
 from redline.kernels.fused_recommender.native import FusedRecommender
 from redline.kernels.fused_recommender.operator import NAME, Recommender, from_constants
 from redline.kernels.operators import DOMAIN
 from redline.runtimes.engines import refuse_unknown
-from redline.runtimes.engines.libraries import fused_library, usable
+from redline.runtimes.engines.libraries import needed_library
 from redline.tensors import Arrays
 
 
@@ -41,9 +41,7 @@ def load(path: Path, options: Mapping[str, Any]) -> Native:
     except Exception as e:  # protobuf's own
         raise GraphError(f"native can't read {path.name}: {e}") from e
     op, dense = _recommender(graph, path.name)
-    library = fused_library(path.parent, options.get("isa"), "native")
-    if library is None:
-        raise MissingError(f"{path}: no library of fused kernels lies beside it: wanted {' or '.join(usable())}")
+    library = needed_library(path, options.get("isa"), "native")
     try:
         kernel = FusedRecommender(library, op)
     except ValueError as e:

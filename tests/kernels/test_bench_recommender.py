@@ -10,11 +10,11 @@ import pytest
 from redline.bench.goals import read_goals
 from redline.errors import MeasurementError, MissingError
 from redline.kernels import bench_recommender as bench
-from redline.kernels.bench_recommender import Judged
 from redline.kernels.fused_recommender import job as synthetic
 from redline.optimize.build import Cache, Source
 from redline.runtimes.engines import Engine
 from redline.tensors import Arrays
+from redline.verdict import Verdict
 
 RIGHT = np.linspace(0.1, 0.9, 1024, dtype=np.float32)
 
@@ -43,7 +43,7 @@ class Answer:
 def test_like_accuracy(change: Callable[[Any], Any], ok: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.synthetic, "answered", lambda seed: ({"x": RIGHT}, RIGHT))
     judged = bench.judge_synthetic(Answer(change))
-    assert judged.ok is ok, judged.words
+    assert judged.ok is ok, judged.why
 
 
 def admitted(
@@ -53,7 +53,7 @@ def admitted(
     refused: tuple[str, ...] = (),
 ) -> dict[str, Engine]:
     monkeypatch.setattr(bench, "subjects", lambda *_: found)
-    judged: list[Judged] = [Judged(name not in refused, "as judged") for name in found]
+    judged: list[Verdict] = [Verdict(name not in refused, "as judged") for name in found]
     source = Source(synthetic.job, Path(synthetic.__file__))
     requests: dict[int, list[Arrays]] = {4: [{"x": RIGHT[:4]}]}
     return bench.admitted(source, Cache(tmp_path), lambda _: judged.pop(0), requests)
