@@ -56,7 +56,7 @@ def admitted(
     judged: list[Verdict] = [Verdict(name not in refused, "as judged") for name in found]
     source = Source(synthetic.job, Path(synthetic.__file__))
     requests: dict[int, list[Arrays]] = {4: [{"x": RIGHT[:4]}]}
-    return bench.admitted(source, Cache(tmp_path), lambda _: judged.pop(0), requests)
+    return bench.admitted(source, Cache(tmp_path), lambda _: judged.pop(0), requests, 0.05)
 
 
 def test_who_is_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
